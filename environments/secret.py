@@ -1,0 +1,53 @@
+"""References to secrets: where a value lies, never the value."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+
+class SecretMissing(Exception):
+    """The reference points at nothing; the message says what to set or write, and names no value."""
+
+
+class SecretRef(BaseModel):
+    """`env:NAME` or `file:PATH`. Printing or serialising it shows the reference."""
+
+    model_config = ConfigDict(frozen=True)
+    reference: Annotated[str, Field(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"reference": value} if isinstance(value, str) else value
+
+    @model_serializer
+    def _as_text(self) -> str:
+        return self.reference
+
+    def __str__(self) -> str:
+        return self.reference
+
+    @property
+    def path(self) -> Path | None:
+        """The file referred to, or None when the reference is to a variable."""
+        kind, _, where = self.reference.partition(":")
+        return Path(where).expanduser() if kind == "file" else None
+
+    def reveal(self) -> str:
+        """Read the value now; raises SecretMissing when nothing, or nothing readable, is there."""
+        path = self.path
+        if path is None:
+            name = self.reference.partition(":")[2]
+            value = os.environ.get(name, "")
+            if not value:
+                raise SecretMissing(f"the environment variable {name} is not set; export it with the secret")
+            return value
+        try:
+            value = path.read_text().strip()
+        except OSError as error:
+            raise SecretMissing(f"{path} cannot be read ({error.strerror}); write the secret there") from error
+        if not value:
+            raise SecretMissing(f"{path} is empty; write the secret there")
+        return value

@@ -1,0 +1,1 @@
+"""Load in an open model, capacity, and the reports of both."""

@@ -1,0 +1,1 @@
+"""The one path that builds every target: small actions, each with a check and an apply."""

@@ -1,0 +1,214 @@
+"""What runs on the cluster before any site does: labels, the pod network, MetalLB with its pool."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import requests
+import yaml
+from kubernetes.client.exceptions import ApiException
+
+from environments.model import Environment, Manifest, Role
+from provisioning.action import ActionFailed
+from provisioning.cluster import (
+    REQUEST_TIMEOUT_S,
+    UNAVAILABLE,
+    Cluster,
+    kind_of,
+    name_of,
+    unready_nodes,
+    unready_workloads,
+)
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+
+READY_TIMEOUT_S = 600
+WORKER_LABEL = "node-role.kubernetes.io/worker"
+METALLB_NAMESPACE = "metallb-system"
+
+
+def fetch(manifest: Manifest) -> list[dict[str, Any]]:
+    """The documents of a pinned manifest; raises ActionFailed when it cannot be had or is another than pinned."""
+    try:
+        reply = requests.get(str(manifest.url), timeout=60)
+        reply.raise_for_status()
+    except requests.RequestException as error:
+        raise ActionFailed(f"the manifest {manifest.url} cannot be read: {error}") from error
+    digest = hashlib.sha256(reply.content).hexdigest()
+    if digest != manifest.sha256:
+        raise ActionFailed(
+            f"the manifest {manifest.url} has the digest {digest}, not the pinned {manifest.sha256}; "
+            "nothing was applied: see what changed there before pinning another"
+        )
+    return [document for document in yaml.safe_load_all(reply.text) if document]
+
+
+@dataclass(frozen=True)
+class ManifestApplied:
+    """A pinned manifest is on the cluster as it stands."""
+
+    cluster: Cluster
+    manifest: Manifest
+    name: str
+    reachable: Callable[[], bool]
+
+    @cached_property
+    def _documents(self) -> list[dict[str, Any]]:
+        return fetch(self.manifest)
+
+    def pending(self) -> Sequence[str]:
+        """A line for each document that the cluster does not hold as it stands."""
+        if not self.reachable():
+            return [f"apply {self.manifest.url}"]
+        return [f"apply {kind_of(d)} {name_of(d)}" for d in self.cluster.differing(self._documents)]
+
+    def apply(self) -> None:
+        """Apply all documents; raises ActionFailed when the API keeps refusing."""
+        eventually(f"{self.name} accepted", lambda: self.cluster.apply(self._documents))
+
+
+def eventually(what: str, work: Callable[[], None], timeout_s: float = 180) -> None:
+    """Do `work` again while it says NotYet; raises ActionFailed at the deadline."""
+
+    def attempt() -> bool:
+        try:
+            work()
+        except UNAVAILABLE as error:
+            raise NotYet(f"the API does not answer: {error}") from error
+        return True
+
+    try:
+        poll(what, attempt, timeout_s=timeout_s, interval_s=1)
+    except DeadlineExceeded as error:
+        raise ActionFailed(str(error)) from error
+
+
+@dataclass(frozen=True)
+class WorkersLabelled:
+    """Every worker carries the role label, which kubeadm leaves to people."""
+
+    cluster: Cluster
+    reachable: Callable[[], bool]
+    name: str = "worker labels"
+
+    def pending(self) -> Sequence[str]:
+        """A line for each worker without the label."""
+        workers = {machine.name for machine in self.cluster.environment.with_role(Role.WORKER)}
+        if self.reachable():
+            nodes = self.cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items
+            workers -= {node.metadata.name for node in nodes if node.metadata.labels.get(WORKER_LABEL) == ""}
+        return [f"label {name}" for name in sorted(workers)]
+
+    def apply(self) -> None:
+        """Set the label on every worker."""
+        for machine in self.cluster.environment.with_role(Role.WORKER):
+            self.cluster.core.patch_node(machine.name, {"metadata": {"labels": {WORKER_LABEL: ""}}})
+
+
+@dataclass(frozen=True)
+class StrictArp:
+    """kube-proxy's strictARP is true, as the document sets it; it matters in IPVS mode only."""
+
+    cluster: Cluster
+    reachable: Callable[[], bool]
+    name: str = "strictARP"
+
+    def _config(self) -> dict[str, Any]:
+        config_map = self.cluster.core.read_namespaced_config_map("kube-proxy", "kube-system")
+        document: dict[str, Any] = yaml.safe_load(config_map.data["config.conf"])
+        return document
+
+    def pending(self) -> Sequence[str]:
+        """One line unless it is so."""
+        if self.reachable() and self._config().get("ipvs", {}).get("strictARP") is True:
+            return []
+        return ["set strictARP in kube-proxy's ConfigMap and restart kube-proxy"]
+
+    def apply(self) -> None:
+        """Change that one key and let kube-proxy start anew with it."""
+        document = self._config()
+        document.setdefault("ipvs", {})["strictARP"] = True
+        text = yaml.safe_dump(document)
+        self.cluster.core.patch_namespaced_config_map("kube-proxy", "kube-system", {"data": {"config.conf": text}})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        template = {"metadata": {"annotations": {"haproof/config": digest}}}
+        self.cluster.apps.patch_namespaced_daemon_set("kube-proxy", "kube-system", {"spec": {"template": template}})
+
+
+def pool_documents(environment: Environment) -> list[dict[str, Any]]:
+    """MetalLB's pool and its L2 advertisement, as the document names them. Pure."""
+    metallb = environment.metallb
+    return [
+        {
+            "apiVersion": "metallb.io/v1beta1",
+            "kind": "IPAddressPool",
+            "metadata": {"name": metallb.pool, "namespace": METALLB_NAMESPACE},
+            "spec": {"addresses": [str(metallb.range)]},
+        },
+        {
+            "apiVersion": "metallb.io/v1beta1",
+            "kind": "L2Advertisement",
+            "metadata": {"name": metallb.advertisement, "namespace": METALLB_NAMESPACE},
+            "spec": {"ipAddressPools": [metallb.pool]},
+        },
+    ]
+
+
+@dataclass(frozen=True)
+class PoolDeclared:
+    """MetalLB has its pool and announces it."""
+
+    cluster: Cluster
+    reachable: Callable[[], bool]
+    name: str = "MetalLB pool"
+
+    def pending(self) -> Sequence[str]:
+        """A line for each of the two objects that is not as declared."""
+        documents = pool_documents(self.cluster.environment)
+        differing = self.cluster.differing(documents) if self.reachable() else documents
+        return [f"apply {kind_of(document)} {name_of(document)}" for document in differing]
+
+    def apply(self) -> None:
+        """Apply both, once MetalLB's webhook answers."""
+        documents = pool_documents(self.cluster.environment)
+        eventually("MetalLB's webhook", lambda: self.cluster.apply(documents), timeout_s=READY_TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class ClusterReady:
+    """Every node is Ready and every system workload has all its Pods."""
+
+    cluster: Cluster
+    reachable: Callable[[], bool]
+    name: str = "cluster ready"
+
+    def _unready(self) -> list[str]:
+        names = {machine.name for machine in self.cluster.environment.cluster_machines}
+        try:
+            nodes = self.cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items
+            found = [f"node {name} {state}" for name, state in unready_nodes(nodes, names).items()]
+            for namespace in ("kube-system", "kube-flannel", METALLB_NAMESPACE):
+                found += unready_workloads(self.cluster.apps, namespace)
+        except ApiException as error:
+            return [f"the API answers {error.status} {error.reason}"]
+        except UNAVAILABLE as error:
+            return [f"the API does not answer: {type(error).__name__}"]
+        return found
+
+    def pending(self) -> Sequence[str]:
+        """What is not ready, a line each."""
+        return [f"wait for {line}" for line in self._unready()] if self.reachable() else ["wait for every node"]
+
+    def apply(self) -> None:
+        """Wait; raises ActionFailed with what is still not ready at the deadline."""
+
+        def ready() -> bool:
+            if unready := self._unready():
+                raise NotYet("; ".join(unready))
+            return True
+
+        try:
+            poll("the cluster is ready", ready, timeout_s=READY_TIMEOUT_S, interval_s=1)
+        except DeadlineExceeded as error:
+            raise ActionFailed(str(error)) from error

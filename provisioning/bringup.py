@@ -1,0 +1,59 @@
+"""How a target comes to be, as a contents page: the actions, in their order."""
+
+from environments.model import Environment, Role
+from provisioning.action import Action, ActionFailed
+from provisioning.addons import ClusterReady, ManifestApplied, PoolDeclared, StrictArp, WorkersLabelled
+from provisioning.cluster import Cluster
+from provisioning.hypervisor import Hypervisor, HypervisorError
+from provisioning.kubeadm import ControlPlaneBegun, Kubeadm, NodesJoined
+from provisioning.machines import Machines, MachinesCloned, MachinesRunning, MachinesShaped, TemplateMade
+from provisioning.preparation import NodesPrepared
+from provisioning.ssh import Shell
+from provisioning.state import State
+
+
+class Begun:
+    """Whether there is a cluster to look into; asked until it is so, then remembered."""
+
+    def __init__(self, kubeadm: Kubeadm) -> None:
+        self._kubeadm = kubeadm
+        self._so = False
+
+    def __call__(self) -> bool:
+        """True once `kubeadm init` has run to its end."""
+        self._so = self._so or self._kubeadm.initialised()
+        return self._so
+
+
+def actions(environment: Environment, state: State) -> list[Action]:
+    """Every action of the bring-up; reads the hypervisor once, to know what a plan can look into.
+
+    Raises ActionFailed when the hypervisor cannot be used.
+    """
+    try:
+        hypervisor = Hypervisor(environment.hypervisor)
+        vms = hypervisor.vms()
+    except HypervisorError as error:
+        raise ActionFailed(str(error)) from error
+    shell = Shell(environment, state)
+    nodes = environment.cluster_machines
+    machines = Machines(environment, nodes, hypervisor, shell)
+    exist = all(vms[m.vmid].status == "running" if m.vmid in vms else False for m in nodes)
+    kubeadm, cluster = Kubeadm(environment, shell), Cluster(environment, shell)
+    begun = Begun(kubeadm)
+    return [
+        TemplateMade(machines),
+        MachinesCloned(machines),
+        MachinesShaped(machines),
+        MachinesRunning(machines),
+        NodesPrepared(environment, nodes, shell, exist),
+        ControlPlaneBegun(kubeadm),
+        ManifestApplied(cluster, environment.kubernetes.cni.manifest, "pod network", begun),
+        StrictArp(cluster, begun),
+        NodesJoined(kubeadm, Role.CONTROL_PLANE, "control planes joined"),
+        NodesJoined(kubeadm, Role.WORKER, "workers joined"),
+        WorkersLabelled(cluster, begun),
+        ManifestApplied(cluster, environment.metallb.manifest, "MetalLB", begun),
+        PoolDeclared(cluster, begun),
+        ClusterReady(cluster, begun),
+    ]

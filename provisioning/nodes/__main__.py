@@ -1,0 +1,99 @@
+"""The process that prepares nodes: a `Job` as JSON on standard input, an `Answer` as JSON on standard output.
+
+pyinfra works with gevent, which must patch the world before anything else is imported: hence a process.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import logging  # noqa: E402 - after the patch, all of them
+import sys  # noqa: E402
+from typing import Any  # noqa: E402
+
+from pyinfra.api import BaseStateCallback, Config, Inventory, State  # noqa: E402
+from pyinfra.api.connect import connect_all, disconnect_all  # noqa: E402
+from pyinfra.api.deploy import add_deploy  # noqa: E402
+from pyinfra.api.exceptions import PyinfraError  # noqa: E402
+from pyinfra.api.operations import run_ops  # noqa: E402
+from pyinfra.api.state import StateStage  # noqa: E402
+from pyinfra.context import ctx_host, ctx_state  # noqa: E402
+
+from provisioning.nodes.job import Answer, Job, NodeAnswer  # noqa: E402
+from provisioning.nodes.operations import prepare  # noqa: E402
+
+
+class Failures(BaseStateCallback):
+    """Remembers, for each node, what it failed at."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    def host_connect_error(self, state: Any, host: Any, error: Any) -> None:
+        """A node that cannot be entered."""
+        self.answer.nodes[host.name].failed = "connecting by SSH"
+        self.answer.nodes[host.name].output = str(error)
+
+    def operation_host_error(self, state: Any, host: Any, op_hash: str, *_: Any, **__: Any) -> None:
+        """An operation that failed, with what its command printed last."""
+        meta = state.get_op_data_for_host(host, op_hash).operation_meta
+        answer = self.answer.nodes[host.name]
+        answer.failed = ", ".join(sorted(state.get_op_meta(op_hash).names))
+        if meta.is_complete():
+            answer.output = "\n".join(meta.stdout_lines[-20:] + meta.stderr_lines[-20:])
+
+
+def main() -> None:
+    """Read the job, do it, print the answer; the exit code is 0 whenever there is an answer."""
+    job = Job.model_validate_json(sys.stdin.read())
+    logging.getLogger("pyinfra").setLevel(logging.ERROR)
+    answer = Answer(nodes={node.name: NodeAnswer() for node in job.nodes})
+    data = {
+        "ssh_user": job.user,
+        "ssh_key": job.key,
+        "ssh_known_hosts_file": job.known_hosts,
+        "ssh_strict_host_key_checking": "yes",
+        "ssh_look_for_keys": False,
+        "ssh_allow_agent": False,
+        "_sudo": True,
+    }
+    hosts = [(node.name, {"ssh_hostname": node.address}) for node in job.nodes]
+    state = State(Inventory((hosts, data)), Config(FAIL_PERCENT=100))
+    state.add_callback_handler(Failures(answer))
+    try:
+        state.set_stage(StateStage.Connect)
+        connect_all(state)
+        state.set_stage(StateStage.Prepare)
+        add_deploy(state, prepare, job)
+        for host in state.inventory.get_active_hosts():
+            answer.nodes[host.name].changes = changes_of(state, host)
+        if job.apply:
+            state.set_stage(StateStage.Execute)
+            run_ops(state)
+        state.set_stage(StateStage.Disconnect)
+        disconnect_all(state)
+    except PyinfraError as error:
+        for node in answer.nodes.values():
+            if node.failed is None and not node.changes:
+                node.failed, node.output = "preparing", f"{type(error).__name__}: {error}"
+    print(answer.model_dump_json())  # noqa: T201 - the answer itself
+
+
+def changes_of(state: State, host: Any) -> list[str]:
+    """Names of the operations that would change `host`, in order."""
+    names = []
+    with ctx_state.use(state), ctx_host.use(host):
+        for op_hash in state.get_op_order():
+            if op_hash not in state.ops[host]:
+                continue
+            operation = state.get_op_data_for_host(host, op_hash)
+            # Operations that only follow another's change are told by that other.
+            if operation.global_arguments.get("_if"):
+                continue
+            if operation.operation_meta.will_change:
+                names.append(", ".join(sorted(state.get_op_meta(op_hash).names)))
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Facts of a node that pyinfra does not bring: read over SSH, never changing anything."""
+
+from collections.abc import Iterable
+
+from pyinfra.api import FactBase
+
+FSTAB_SWAP = r"^[^#]+[[:space:]]swap[[:space:]]"
+
+
+class MissingKernelFeatures(FactBase[list[str]]):
+    """Which of overlay and br_netfilter the running kernel lacks, be they modules or built in."""
+
+    def command(self) -> str:
+        """Look for what the features bring, not for modules: a kernel may have them built in."""
+        return (
+            "grep -qw overlay /proc/filesystems || echo overlay; "
+            "test -e /proc/sys/net/bridge/bridge-nf-call-iptables || echo br_netfilter"
+        )
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        """One name a line."""
+        return [line for line in output if line]
+
+
+class Swaps(FactBase[list[str]]):
+    """Active swap areas."""
+
+    def command(self) -> str:
+        """The kernel's own list."""
+        return "tail -n +2 /proc/swaps"
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        """The path that begins each line."""
+        return [line.split()[0] for line in output if line]
+
+
+class SwapsInFstab(FactBase[list[str]]):
+    """Lines of fstab that activate swap at boot."""
+
+    def command(self) -> str:
+        """Lines that are no comments and whose type is swap."""
+        return f"grep -E '{FSTAB_SWAP}' /etc/fstab || true"
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        """As they stand."""
+        return [line for line in output if line]
+
+
+class SwapMasked(FactBase[bool]):
+    """Whether systemd can be made to activate swap."""
+
+    def command(self) -> str:
+        """is-enabled says `masked`, with exit code 1."""
+        return "systemctl is-enabled swap.target || true"
+
+    def process(self, output: Iterable[str]) -> bool:
+        """True when masked."""
+        return "masked" in "".join(output)
+
+
+class HeldPackages(FactBase[list[str]]):
+    """Packages that apt holds back."""
+
+    def command(self) -> str:
+        """One name a line."""
+        return "apt-mark showhold"
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        """As printed."""
+        return [line for line in output if line]
+
+
+class OomScoreLowerable(FactBase[bool]):
+    """Whether root may lower a process's OOM score; containers without CAP_SYS_RESOURCE may not."""
+
+    def command(self) -> str:
+        """Tried on the shell that asks, which ends at once."""
+        return "(echo -999 > /proc/self/oom_score_adj) 2>/dev/null && echo yes || echo no"
+
+    def process(self, output: Iterable[str]) -> bool:
+        """True when it was permitted."""
+        return "yes" in "".join(output)
+
+
+class AptListsHave(FactBase[bool]):
+    """Whether apt's lists know a package."""
+
+    def command(self, package: str) -> str:
+        """The policy names a candidate when one is known."""
+        return f"apt-cache policy {package}"
+
+    def process(self, output: Iterable[str]) -> bool:
+        """True when there is a candidate."""
+        return any("Candidate:" in line and "(none)" not in line for line in output)

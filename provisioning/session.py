@@ -1,0 +1,54 @@
+"""A run against one environment: the file read, its provider entered, its secrets found."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from environments.load import find, load, require_secrets
+from environments.model import Environment
+from provisioning.action import Outcome, Reporter, bring_up
+from provisioning.bringup import actions
+from provisioning.cluster import Cluster
+from provisioning.hypervisor import Hypervisor
+from provisioning.ssh import Shell
+from provisioning.state import State
+
+
+@dataclass(frozen=True)
+class Session:
+    """An environment that can be reached, and the ways to it."""
+
+    environment: Environment
+    state: State
+
+    @property
+    def shell(self) -> Shell:
+        """Commands on its machines."""
+        return Shell(self.environment, self.state)
+
+    @property
+    def cluster(self) -> Cluster:
+        """Its Kubernetes API."""
+        return Cluster(self.environment, self.shell)
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """Its Proxmox VE API."""
+        return Hypervisor(self.environment.hypervisor)
+
+    def build(self, reporter: Reporter, *, plan: bool = False) -> Outcome:
+        """Bring the target up, or with `plan` only tell what would change.
+
+        Raises BuildFailed or ActionFailed.
+        """
+        return bring_up(actions(self.environment, self.state), reporter, plan=plan)
+
+
+def open_session(name_or_file: str) -> Session:
+    """Read the environment and make it reachable; raises EnvironmentInvalid, or what its provider raises."""
+    path: Path = find(name_or_file)
+    environment = load(path)
+    if environment.hypervisor.provider:
+        importlib.import_module(f"{environment.hypervisor.provider}.provider").enter()
+    require_secrets(environment, path)
+    return Session(environment, State.of(environment.name))

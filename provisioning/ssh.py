@@ -1,0 +1,131 @@
+"""Commands on machines, by OpenSSH: host keys pinned at first contact, secrets by standard input only."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+
+from environments.model import Environment, Machine
+from provisioning.action import ActionFailed
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.state import State
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a remote command."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+class Unreachable(ActionFailed):
+    """SSH itself failed: no connection, no login, or a host key that is not the pinned one."""
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs commands on the machines of one environment, as root through sudo."""
+
+    environment: Environment
+    state: State
+
+    @property
+    def key(self) -> Path:
+        """The private key file (the model admits no other reference)."""
+        path = self.environment.ssh.private_key.path
+        assert path is not None
+        return path
+
+    def public_key(self) -> str:
+        """The public half of the environment's key, in OpenSSH's one-line form."""
+        private = load_ssh_private_key(self.key.read_bytes(), password=None)
+        return private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+    def options(self) -> list[str]:
+        """The options of every connection, for ssh and for what calls it."""
+        settings = {
+            "UserKnownHostsFile": str(self.state.known_hosts),
+            "StrictHostKeyChecking": "accept-new",
+            "HashKnownHosts": "no",
+            "IdentityFile": str(self.key),
+            "IdentitiesOnly": "yes",
+            "BatchMode": "yes",
+            "ConnectTimeout": "5",
+            "ServerAliveInterval": "5",
+            "ServerAliveCountMax": "6",
+            "LogLevel": "ERROR",
+            "User": self.environment.ssh.user,
+        }
+        return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+    def run(self, machine: Machine, script: str, *, stdin: str = "", timeout_s: float = 300) -> Result:
+        """Run `script` by sh as root on `machine` and return how it ended; raises Unreachable.
+
+        What is secret goes into `stdin`, never into `script`: that one shows in the machine's process list.
+        """
+        address = str(self.environment.address(machine))
+        quoted = script.replace("'", "'\\''")
+        command = ["ssh", *self.options(), address, f"sudo -n sh -c '{quoted}'"]
+        try:
+            done = subprocess.run(
+                command,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+                errors="replace",
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Unreachable(
+                f"the command did not end within {timeout_s:.0f} s", machine=machine.name, command=script
+            ) from error
+        if done.returncode == 255:
+            raise Unreachable(
+                f"{machine.name} ({address}) cannot be entered by SSH as {self.environment.ssh.user}",
+                machine=machine.name,
+                command="ssh",
+                output=done.stderr,
+            )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def check(self, machine: Machine, script: str, *, stdin: str = "", timeout_s: float = 300) -> str:
+        """As `run`, for a command that must succeed; returns its standard output, raises ActionFailed."""
+        result = self.run(machine, script, stdin=stdin, timeout_s=timeout_s)
+        if result.exit_code:
+            raise ActionFailed(
+                f"a command failed with exit code {result.exit_code}",
+                machine=machine.name,
+                command=script,
+                output=result.stdout + result.stderr,
+            )
+        return result.stdout
+
+    def forget(self, machine: Machine) -> None:
+        """Drop the pinned host key of `machine`, whose disk is new."""
+        if self.state.known_hosts.exists():
+            address = str(self.environment.address(machine))
+            subprocess.run(
+                ["ssh-keygen", "-q", "-f", str(self.state.known_hosts), "-R", address],
+                check=False,
+                capture_output=True,
+            )
+
+    def wait(self, machine: Machine, timeout_s: float) -> None:
+        """Wait until `machine` can be entered; raises ActionFailed with the last refusal."""
+
+        def entered() -> bool:
+            try:
+                return self.run(machine, "true", timeout_s=10).exit_code == 0
+            except Unreachable as error:
+                if "HOST IDENTIFICATION HAS CHANGED" in error.output:
+                    raise
+                raise NotYet(error.output.strip() or error.cause) from error
+
+        try:
+            poll(f"SSH on {machine.name}", entered, timeout_s=timeout_s, interval_s=0.3)
+        except DeadlineExceeded as error:
+            raise ActionFailed(str(error), machine=machine.name, command="ssh") from error

@@ -1,0 +1,3 @@
+"""What the tests of this code share."""
+
+pytest_plugins = ["pytester"]

@@ -1,0 +1,200 @@
+"""An environment file is read whole, or every fault of it is told at once."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from environments.load import EnvironmentInvalid, find, load, require_secrets
+from environments.model import Environment, Role
+from environments.secret import SecretRef
+
+SECRET = "s3cr3t-that-must-not-show"
+# Where lab.toml may differ from seed.toml: where things come from, and whether breaking is allowed.
+SOURCES = {
+    "name",
+    "hypervisor.provider",
+    "hypervisor.api_url",
+    "hypervisor.ca",
+    "hypervisor.token_id",
+    "hypervisor.token",
+    "hypervisor.template.image_url",
+    "hypervisor.template.image_checksum",
+    "ssh.private_key",
+    "kubernetes.packages.url",
+    "kubernetes.packages.key_url",
+    "kubernetes.registry_mirror",
+    "kubernetes.ignored_preflight_checks",
+    "kubernetes.cni.manifest.url",
+    "metallb.manifest.url",
+    "wordpress.database_password",
+    "edge.api_token",
+    "chaos.allowed",
+}
+
+
+@pytest.fixture
+def text() -> str:
+    return find("lab").read_text()
+
+
+def broken(tmp_path: Path, text: str, *changes: tuple[str, str]) -> EnvironmentInvalid:
+    """What `load` says of `text` after `changes`, each of which must find its place."""
+    for old, new in changes:
+        assert old in text, f"the test expected {old!r} in lab.toml"
+        text = text.replace(old, new, 1)
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(EnvironmentInvalid) as raised:
+        load(path)
+    return raised.value
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Leaves of nested tables by dotted key."""
+    if isinstance(value, dict):
+        return {k: v for name, inner in value.items() for k, v in flat(inner, f"{key}.{name}".lstrip(".")).items()}
+    return {key: value}
+
+
+def test_the_lab_is_the_documents_target() -> None:
+    environment = load(find("lab"))
+    assert [m.name for m in environment.with_role(Role.CONTROL_PLANE)] == ["srvk8s-master01", "srvk8s-master02"]
+    assert [m.name for m in environment.with_role(Role.WORKER)] == [f"srvk8s-worker0{n}" for n in (1, 2, 3)]
+    assert str(environment.metallb.range) == "172.31.0.100-172.31.0.110"
+    assert len(environment.metallb.range) == 11
+    assert [str(i) for i in environment.interfaces(environment.machine("srvdbm-sql01"))] == [
+        "10.20.20.220/24",
+        "172.31.0.120/24",
+    ]
+
+
+def test_lab_and_seed_differ_only_in_where_things_come_from() -> None:
+    seed, lab = (flat(tomllib.loads(find(name).read_text())) for name in ("seed", "lab"))
+    differing = {key for key in seed.keys() | lab.keys() if seed.get(key) != lab.get(key)}
+    assert differing <= SOURCES, f"lab.toml has another shape in {sorted(differing - SOURCES)}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "expected"),
+    [
+        ("[ndb]", "[ndb]\nreplica = 3", "ndb.replica", "unknown key"),
+        (
+            'cores = 4\nmemory_mib = 4096\naddresses = { cluster = "172.31.0.11" }',
+            "",
+            "machines[0].addresses",
+            "required",
+        ),
+        (
+            'cluster = "172.31.0.12"',
+            'cluster = "172.31.0.11"',
+            "machines[1].addresses.cluster",
+            "taken by srvk8s-master01",
+        ),
+        (
+            'cluster = "172.31.0.12"',
+            'cluster = "172.31.9.12"',
+            "machines[1].addresses.cluster",
+            "outside 172.31.0.0/24",
+        ),
+        (
+            'cluster = "172.31.0.12"',
+            'cluster = "172.31.0.1"',
+            "machines[1].addresses.cluster",
+            "the gateway of cluster",
+        ),
+        (
+            'cluster = "172.31.0.12"',
+            'clusters = "172.31.0.12"',
+            "machines[1].addresses.clusters",
+            "one of the networks",
+        ),
+        ("172.31.0.100-172.31.0.110", "172.31.0.100-172.31.0.120", "metallb.range", "collides with 172.31.0.120"),
+        ("172.31.0.100-172.31.0.110", "172.31.0.110-172.31.0.100", "metallb.range", "FIRST not above LAST"),
+        ("172.31.0.100-172.31.0.110", "192.0.2.1-192.0.2.9", "metallb.range", "lies in no network"),
+        ('"10.20.20.0/24"', '"172.31.0.0/16"', "networks.database.cidr", "overlaps 172.31.0.0/24"),
+        ("vmid = 112", "vmid = 111", "machines[1].vmid", "is also srvk8s-master01"),
+        ("vmid = 112", "vmid = 9000", "machines[1].vmid", "is also the template"),
+        ('name = "srvk8s-master02"', 'name = "srvk8s-master01"', "machines[1].name", "is also machines[0]"),
+        (
+            'control_plane_endpoint = "srvk8s-master01"',
+            'control_plane_endpoint = "x"',
+            "kubernetes.control_plane_endpoint",
+            "no control plane",
+        ),
+        ('vip = "172.31.0.100"', 'vip = "172.31.0.99"', "wordpress.vip", "outside the pool"),
+        ('"file:/var/lib/haproof-lab/id_ed25519"', '"env:KEY"', "ssh.private_key", "file:PATH"),
+    ],
+)
+def test_a_fault_names_file_key_and_what_was_expected(
+    tmp_path: Path, text: str, old: str, new: str, key: str, expected: str
+) -> None:
+    message = str(broken(tmp_path, text, (old, new)))
+    told = [line for line in message.splitlines() if f"broken.toml: {key}: " in line]
+    assert any(expected in line for line in told), message
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path, text: str) -> None:
+    error = broken(
+        tmp_path, text, ("[ndb]", "[ndb]\nreplica = 3"), ("vmid = 112", "vmid = 111"), ("replicas = 3", "replicas = 0")
+    )
+    assert {fault.key for fault in error.faults} == {"ndb.replica", "machines[1].vmid", "wordpress.replicas"}
+
+
+def test_a_secret_in_the_file_is_refused_without_being_repeated(tmp_path: Path, text: str) -> None:
+    error = broken(tmp_path, text, ("file:/var/lib/haproof-lab/api-token", SECRET))
+    assert [fault.key for fault in error.faults] == ["hypervisor.token"]
+    assert SECRET not in str(error)
+
+
+def test_missing_secrets_are_faults_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HAPROOF_PVE_TOKEN", "HAPROOF_WORDPRESS_DB_PASSWORD", "HAPROOF_CLOUDFLARE_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(EnvironmentInvalid) as raised:
+        load(find("seed"))
+    keys = {fault.key for fault in raised.value.faults}
+    assert {"hypervisor.token", "wordpress.database_password", "edge.api_token"} <= keys
+    assert "HAPROOF_PVE_TOKEN is not set" in str(raised.value)
+
+
+def test_a_provided_hypervisors_secrets_are_looked_for_when_it_is_up(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "provided.toml"
+    path.write_text(text.replace("/var/lib/haproof-lab/", f"{tmp_path}/"))
+    environment = load(path)
+    with pytest.raises(EnvironmentInvalid, match="api-token cannot be read"):
+        require_secrets(environment, path)
+
+
+def test_a_secrets_value_shows_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(SECRET + "\n")
+    secret = SecretRef(reference=f"file:{tmp_path}/token")
+    assert secret.reveal() == SECRET
+    assert SECRET not in f"{secret} {secret!r} {secret.model_dump_json()}"
+
+
+def test_an_environment_cannot_be_changed() -> None:
+    environment = load(find("lab"))
+    with pytest.raises(ValueError, match="frozen"):
+        environment.name = "other"  # type: ignore[misc]
+
+
+def test_an_unknown_name_offers_the_known_ones() -> None:
+    with pytest.raises(EnvironmentInvalid, match="lab, seed"):
+        find("labb")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_one_clear_error_or_an_environment(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "any.toml"
+    path.write_bytes(content)
+    with pytest.raises(EnvironmentInvalid):
+        load(path)
+
+
+def test_models_know_no_unknown_keys() -> None:
+    assert Environment.model_config["extra"] == "forbid"

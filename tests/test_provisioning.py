@@ -1,0 +1,242 @@
+"""The decisions of the bring-up, without a target."""
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from environments.load import find, load
+from environments.model import Environment
+from provisioning.action import ActionFailed, BuildFailed, bring_up
+from provisioning.addons import pool_documents
+from provisioning.cluster import comparable, unready_nodes
+from provisioning.hypervisor import Vm, owned
+from provisioning.kubeadm import JoinSecrets, as_yaml, cluster_documents, init_document, join_document
+from provisioning.machines import TEMPLATE_TAG, answers, checksum_of, config_changes, desired_config, refusals
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.state import Busy, State
+
+
+@pytest.fixture
+def environment() -> Environment:
+    return load(find("lab"))
+
+
+class Silent:
+    """A reporter that only keeps what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def begin(self, action: str) -> None:
+        self.heard.append(action)
+
+    def end(self, action: str, changes: Sequence[str], elapsed_s: float) -> None:
+        assert elapsed_s >= 0
+
+
+class Step:
+    """An action that is done once applied, or fails."""
+
+    def __init__(self, name: str, failure: ActionFailed | None = None) -> None:
+        self.name = name
+        self.done = False
+        self.failure = failure
+
+    def pending(self) -> Sequence[str]:
+        return [] if self.done else [f"do {self.name}"]
+
+    def apply(self) -> None:
+        if self.failure:
+            raise self.failure
+        self.done = True
+
+
+def test_a_second_run_changes_nothing() -> None:
+    steps = [Step("one"), Step("two")]
+    assert bring_up(steps, Silent()).changed == 2
+    assert bring_up(steps, Silent()).changed == 0
+
+
+def test_a_plan_tells_all_and_does_nothing() -> None:
+    steps = [Step("one"), Step("two")]
+    assert bring_up(steps, Silent(), plan=True).changes == {"one": ("do one",), "two": ("do two",)}
+    assert not any(step.done for step in steps)
+
+
+def test_a_failure_names_action_machine_command_and_output_and_the_next_run_goes_on() -> None:
+    second = Step("second", ActionFailed("it broke", machine="m1", command="c1", output="last words"))
+    steps = [Step("first"), second, Step("third")]
+    with pytest.raises(BuildFailed) as raised:
+        bring_up(steps, Silent())
+    for part in ("second", "it broke", "machine: m1", "command: c1", "last words", "go on from here"):
+        assert part in str(raised.value)
+    assert [step.done for step in steps] == [True, False, False]
+    second.failure = None
+    outcome = bring_up(steps, Silent())
+    assert outcome.changes == {"first": (), "second": ("do second",), "third": ("do third",)}
+
+
+def test_poll_names_what_it_awaited_and_saw_last() -> None:
+    def probe() -> bool:
+        raise NotYet("2 of 3")
+
+    with pytest.raises(DeadlineExceeded, match=r"all Pods: not so after 0 s; last seen: 2 of 3"):
+        poll("all Pods", probe, timeout_s=0.01, interval_s=0.001)
+
+
+def test_poll_returns_what_it_found() -> None:
+    found = iter([None, False, "it"])
+    assert poll("it", lambda: next(found), timeout_s=5, interval_s=0.001) == "it"
+
+
+def test_poll_passes_other_errors_on() -> None:
+    with pytest.raises(ZeroDivisionError):
+        poll("x", lambda: 1 / 0, timeout_s=5)
+
+
+def vm(vmid: int, name: str, *tags: str, template: bool = False) -> Vm:
+    return Vm(vmid, name, "stopped", frozenset(tags), template)
+
+
+def test_nothing_in_the_way_is_no_refusal(environment: Environment) -> None:
+    vms = {
+        111: vm(111, "srvk8s-master01", "haproof-lab"),
+        9000: vm(9000, "debian-12-haproof", TEMPLATE_TAG, template=True),
+    }
+    assert refusals(environment, environment.cluster_machines, vms) == []
+
+
+def test_a_clone_cut_off_before_its_tag_is_still_ours(environment: Environment) -> None:
+    assert refusals(environment, environment.cluster_machines, {111: vm(111, "srvk8s-master01", TEMPLATE_TAG)}) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (vm(111, "srvk8s-master01"), "instead of haproof-lab"),
+        (vm(111, "payroll", "haproof-lab"), "is “payroll”"),
+        (vm(555, "srvk8s-master01", "haproof-lab"), "belongs to VM 555"),
+        (vm(9000, "payroll"), "meant for the template"),
+    ],
+)
+def test_what_something_else_holds_is_refused(environment: Environment, other: Vm, expected: str) -> None:
+    found = refusals(environment, environment.cluster_machines, {other.vmid: other})
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+def test_only_tagged_machines_are_owned(environment: Environment) -> None:
+    vms = {1: vm(1, "a", "haproof-lab"), 2: vm(2, "b", "haproof-laboratory"), 3: vm(3, "c")}
+    assert set(owned(environment, vms)) == {1}
+
+
+def test_a_written_configuration_needs_no_change(environment: Environment) -> None:
+    machine = environment.machine("srvdbm-sql01")
+    desired = desired_config(environment, machine, "ssh-ed25519 AAAA")
+    assert desired["ipconfig0"] == "ip=10.20.20.220/24,gw=10.20.20.1"
+    assert desired["ipconfig1"] == "ip=172.31.0.120/24"
+    actual: dict[str, Any] = {
+        **desired,
+        "cores": 4,
+        "tags": "b;haproof-lab",
+        "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr2",
+        "net1": "virtio=BC:24:11:00:00:02,bridge=vmbr1",
+    }
+    assert config_changes(actual, desired) == {}
+    assert set(config_changes({}, desired)) == set(desired)
+
+
+def test_a_card_on_another_bridge_keeps_its_mac_address(environment: Environment) -> None:
+    desired = desired_config(environment, environment.machine("srvk8s-master01"), "ssh-ed25519 AAAA")
+    changes = config_changes({**desired, "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr9"}, desired)
+    assert changes == {"net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1"}
+
+
+def test_the_templates_tag_does_not_stay_on_a_clone(environment: Environment) -> None:
+    desired = desired_config(environment, environment.machine("srvk8s-master01"), "ssh-ed25519 AAAA")
+    assert config_changes(
+        {**desired, "tags": f"x;{TEMPLATE_TAG}", "net0": "virtio=BC:24:11:00:00:01,bridge=vmbr1"}, desired
+    ) == {"tags": "haproof-lab;x"}
+
+
+def test_a_checksum_is_found_by_file_name() -> None:
+    assert checksum_of("aa  one.raw\nbb *two.raw\n", "two.raw") == "bb"
+    with pytest.raises(KeyError):
+        checksum_of("aa  one.raw\n", "three.raw")
+
+
+def test_a_closed_port_still_shows_a_host() -> None:
+    assert answers("127.0.0.1", port=1)
+
+
+def test_kubeadm_is_told_the_documents_settings(environment: Environment) -> None:
+    cluster, kubelet = cluster_documents(environment, "v1.30.4")
+    assert cluster["controlPlaneEndpoint"] == "srvk8s-master01:6443"
+    assert cluster["networking"]["podSubnet"] == "10.244.0.0/16"
+    assert kubelet["cgroupDriver"] == "systemd"
+
+
+def test_only_control_planes_get_the_certificate_key(environment: Environment) -> None:
+    given = JoinSecrets("token", "sha256:0", "key")
+    worker = join_document(environment, environment.machine("srvk8s-worker01"), given)
+    master = join_document(environment, environment.machine("srvk8s-master02"), given)
+    assert "controlPlane" not in worker
+    assert master["controlPlane"]["certificateKey"] == "key"
+    assert master["controlPlane"]["localAPIEndpoint"]["advertiseAddress"] == "172.31.0.12"
+
+
+def test_the_token_of_init_lives_for_minutes(environment: Environment) -> None:
+    tokens = init_document(environment, environment.machine("srvk8s-master01"), "key")["bootstrapTokens"]
+    assert tokens == [{"ttl": "15m"}], "kubeadm makes one that lives for a day where the list is empty"
+
+
+def test_join_secrets_do_not_show() -> None:
+    assert "token" not in repr(JoinSecrets("token", "sha256:0", "key"))
+
+
+def test_documents_make_one_stream(environment: Environment) -> None:
+    assert list(yaml.safe_load_all(as_yaml(pool_documents(environment)))) == pool_documents(environment)
+
+
+def test_the_pool_is_the_documents(environment: Environment) -> None:
+    pool, advertisement = pool_documents(environment)
+    assert (pool["metadata"]["name"], pool["spec"]["addresses"]) == ("first-pool", ["172.31.0.100-172.31.0.110"])
+    assert advertisement["metadata"]["name"] == "metallb-pool-advertise"
+    assert advertisement["spec"]["ipAddressPools"] == ["first-pool"]
+
+
+def test_what_changes_by_itself_is_no_difference() -> None:
+    live = {"kind": "X", "metadata": {"name": "a", "uid": "1", "resourceVersion": "5"}, "spec": {}, "status": {"n": 1}}
+    assert comparable(live) == {"kind": "X", "metadata": {"name": "a"}, "spec": {}}
+
+
+def test_an_absent_node_is_not_ready() -> None:
+    assert unready_nodes([], {"a"}) == {"a": "absent"}
+
+
+def hold(folder: str, held: Any, release: Any) -> None:
+    with State(Path(folder)).locked("building"):
+        held.set()
+        release.wait(10)
+
+
+def test_a_second_run_at_once_is_refused_naming_the_first(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    first = context.Process(target=hold, args=(str(tmp_path), held, release))
+    first.start()
+    assert held.wait(10)
+    try:
+        with pytest.raises(Busy) as raised, State(tmp_path).locked("building"):
+            pass
+    finally:
+        release.set()
+        first.join()
+    assert f'"pid": {first.pid}' in str(raised.value)
+    with State(tmp_path).locked("building"):
+        assert json.loads((tmp_path / "lock").read_text())["doing"] == "building"
