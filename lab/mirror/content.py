@@ -1,0 +1,96 @@
+"""All that the mirror serves, built where it is not there yet; independent parts side by side."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.cache import Cache, Progress, Recipe, builds, key
+from lab.mirror import binaries
+from lab.mirror.debs import Repository
+from lab.mirror.images import Images
+from lab.mirror.manifests import Manifests
+from lab.mirror.template import Template
+from lab.paths import Paths
+
+ADDRESS = "172.31.0.1"  # the hypervisor's own in the document's cluster network
+URL = f"http://{ADDRESS}"
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One folder that leads to all parts: `packages manifests template registry licences/NAME`."""
+
+    name: str = "content"
+    needs: Sequence[Recipe] = (Template(URL), Images(), Repository(), Manifests())
+
+    def inputs(self) -> bytes:
+        """The parts decide; how they are laid out is this."""
+        return b"packages manifests template registry licences"
+
+    def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
+        """Link the parts, and the licences of everything that went into them."""
+        for name in ("packages", "manifests", "template"):
+            (into / name).symlink_to(made[name])
+        (into / "registry").symlink_to(made["images"] / "registry")
+        (into / "licences").mkdir()
+        for name, path in made.items():
+            if (path / "licences").is_dir():
+                (into / "licences" / name).symlink_to(path / "licences")
+
+
+def recipes() -> list[Recipe]:
+    """Every recipe, needs before what needs them, each once; the last leads to all of them."""
+    found: dict[str, Recipe] = {}
+
+    def visit(recipe: Recipe) -> None:
+        for need in recipe.needs:
+            visit(need)
+        found.setdefault(recipe.name, recipe)
+
+    visit(Assembly())
+    return list(found.values())
+
+
+def is_built(paths: Paths | None = None) -> bool:
+    """Whether everything is in the cache already."""
+    return _is_whole(builds(paths or Paths.default()).folder / key(Assembly()))
+
+
+def _is_whole(assembled: Path) -> bool:
+    return assembled.is_dir() and all(path.exists() for path in assembled.rglob("*"))
+
+
+def build(progress: Progress, paths: Paths | None = None) -> Path:
+    """Make what is missing and return the folder that leads to all of it (see `Assembly`); raises BuildError.
+
+    Go's own builds use every core, so they follow one another; what waits for the network runs beside them.
+    """
+    cache = builds(paths or Paths.default())
+    started = time.monotonic()
+
+    def told(line: str) -> None:
+        progress(f"[{time.monotonic() - started:5.0f} s] {line}")
+
+    assembled = cache.folder / key(Assembly())
+    if assembled.is_dir() and not _is_whole(assembled):
+        shutil.rmtree(assembled)  # someone removed a part by hand
+    return assembled if assembled.is_dir() else _build_all(cache, recipes(), told)
+
+
+def _build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> Path:
+    """Make `ordered`, needs first, and return the last one's folder; that one sees all before it."""
+    with ThreadPoolExecutor(1) as compiling, ThreadPoolExecutor(1) as fetching:
+        waiting: dict[str, Future[Path]] = {}
+
+        def ensure(recipe: Recipe, before: Mapping[str, Future[Path]]) -> Path:
+            return cache.ensure(recipe, {name: future.result() for name, future in before.items()}, progress)
+
+        for recipe in ordered:
+            names = list(waiting) if recipe is ordered[-1] else [need.name for need in recipe.needs]
+            # One lane waits for the other only through what is needed, which its own lane began before.
+            lane = compiling if recipe.needs or isinstance(recipe, binaries.GoPrograms) else fetching
+            waiting[recipe.name] = lane.submit(ensure, recipe, {name: waiting[name] for name in names})
+        return waiting[ordered[-1].name].result()

@@ -1,0 +1,221 @@
+"""Debian packages of the Kubernetes programs, and the signed flat repository they are fetched from."""
+
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
+
+from lab.cache import Progress, Recipe
+from lab.mirror import binaries, versions
+from lab.mirror.command import run
+
+REPOSITORY = f"core:/stable:/{versions.STREAM}/deb"
+KUBERNETES_VERSION = f"{versions.KUBERNETES}-{versions.PACKAGE_REVISION}"
+KUBELET_UNIT = """\
+[Unit]
+Description=kubelet: the Kubernetes node agent
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart=/usr/bin/kubelet
+Restart=always
+StartLimitInterval=0
+RestartSec=10
+
+[Install]
+WantedBy=multi-user.target
+"""
+# kubeadm writes the two environment files; the empty ExecStart= clears the unit's own.
+KUBEADM_DROP_IN = """\
+[Service]
+Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf \
+--kubeconfig=/etc/kubernetes/kubelet.conf"
+Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml"
+EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env
+EnvironmentFile=-/etc/default/kubelet
+ExecStart=
+ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS
+"""
+KUBELET_POSTINST = """\
+#!/bin/sh
+set -e
+if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+deb-systemd-helper enable kubelet.service
+if [ -d /run/systemd/system ]; then systemctl start --no-block kubelet.service || true; fi
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package: programs from recipes' results, files with their text, and what it depends on."""
+
+    name: str
+    version: str
+    summary: str
+    programs: Mapping[str, tuple[str, str]]
+    files: Mapping[str, str] = field(default_factory=dict)
+    depends: Sequence[str] = ()
+    postinst: str = ""
+
+    def control(self) -> str:
+        """The control file (deb-control(5))."""
+        lines = {
+            "Package": self.name,
+            "Version": self.version,
+            "Architecture": "amd64",
+            "Maintainer": "haproof",
+            "Section": "admin",
+            "Priority": "optional",
+            "Depends": ", ".join(self.depends),
+            "Description": self.summary,
+        }
+        return "".join(f"{key}: {value}\n" for key, value in lines.items() if value)
+
+
+# Relations as the project's own packages have them.
+PACKAGES = (
+    Package(
+        "kubernetes-cni",
+        f"{versions.CNI_PLUGINS}-{versions.PACKAGE_REVISION}",
+        "plugins of the Container Network Interface",
+        {f"opt/cni/bin/{program}": ("cni", program) for program in binaries.CNI_PROGRAMS},
+    ),
+    Package(
+        "cri-tools",
+        f"{versions.CRICTL}-{versions.PACKAGE_REVISION}",
+        "command line client of container runtimes",
+        {"usr/bin/crictl": ("crictl", "crictl")},
+    ),
+    Package(
+        "kubectl",
+        KUBERNETES_VERSION,
+        "command line client of Kubernetes",
+        {"usr/bin/kubectl": ("kubernetes", "kubectl")},
+    ),
+    Package(
+        "kubelet",
+        KUBERNETES_VERSION,
+        "node agent of Kubernetes",
+        {"usr/bin/kubelet": ("kubernetes", "kubelet")},
+        files={
+            "usr/lib/systemd/system/kubelet.service": KUBELET_UNIT,
+            "etc/default/kubelet": "KUBELET_EXTRA_ARGS=\n",
+        },
+        depends=(
+            "iptables (>= 1.4.21)",
+            "kubernetes-cni",
+            "iproute2",
+            "socat",
+            "util-linux",
+            "mount",
+            "ebtables",
+            "ethtool",
+            "conntrack",
+            "init-system-helpers",
+        ),
+        postinst=KUBELET_POSTINST,
+    ),
+    Package(
+        "kubeadm",
+        KUBERNETES_VERSION,
+        "sets up Kubernetes clusters",
+        {"usr/bin/kubeadm": ("kubernetes", "kubeadm")},
+        files={"usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf": KUBEADM_DROP_IN},
+        depends=(f"kubelet (>= {versions.KUBERNETES})", "kubectl (>= 1.19.0)", "cri-tools (>= 1.30.0)"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """The key of the repository, made once on this machine; it vouches for nothing outside the lab."""
+
+    name: str = "signing-key"
+    needs: Sequence[Recipe] = field(default=())
+
+    def inputs(self) -> bytes:
+        """Who the key says it is."""
+        return b"haproof lab mirror, ed25519"
+
+    def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
+        """Make the key in a key ring of its own."""
+        home = into / "gnupg"
+        home.mkdir(mode=0o700)
+        user = "haproof lab mirror <mirror@haproof.invalid>"
+        gpg(home, "--passphrase", "", "--quick-generate-key", user, "ed25519", "sign", "never")
+        (into / "Release.key").write_text(gpg(home, "--armor", "--export"))
+
+
+def gpg(home: Path, *arguments: str | Path) -> str:
+    """Run gpg on the key ring in `home`; the agent it starts ends with the key ring's last use."""
+    try:
+        return run(["gpg", "--homedir", home, "--batch", "--yes", "--pinentry-mode", "loopback", *arguments])
+    finally:
+        run(["gpgconf", "--homedir", home, "--kill", "all"])
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The repository, laid out as the project's own: packages, their index, and the signed Release."""
+
+    name: str = "packages"
+    needs: Sequence[Recipe] = (binaries.KUBERNETES, binaries.CRICTL, binaries.CNI, SigningKey())
+
+    def inputs(self) -> bytes:
+        """Every package's description."""
+        described = [(p.control(), dict(p.files), dict(p.programs), p.postinst) for p in PACKAGES]
+        return json.dumps([described, REPOSITORY]).encode()
+
+    def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
+        """Build each package, index them, sign the index."""
+        folder = into / REPOSITORY
+        (folder / "amd64").mkdir(parents=True)
+        for package in PACKAGES:
+            self._package(package, into / "root", folder / "amd64", made)
+            progress(f"packaged {package.name} {package.version}")
+        index = run(["dpkg-scanpackages", "--multiversion", "amd64"], cwd=folder).encode()
+        (folder / "Packages").write_bytes(index)
+        (folder / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
+        (folder / "Release").write_text(self._release(folder))
+        home = made["signing-key"] / "gnupg"
+        gpg(home, "--clearsign", "-o", folder / "InRelease", folder / "Release")
+        gpg(home, "--armor", "--detach-sign", "-o", folder / "Release.gpg", folder / "Release")
+        shutil.copyfile(made["signing-key"] / "Release.key", folder / "Release.key")
+
+    def _package(self, package: Package, root: Path, into: Path, made: Mapping[str, Path]) -> None:
+        for path, (recipe, program) in package.programs.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(made[recipe] / "bin" / program, root / path)
+            (root / path).chmod(0o755)
+        for path, text in package.files.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+        (root / "DEBIAN").mkdir(parents=True)
+        (root / "DEBIAN/control").write_text(package.control())
+        (root / "DEBIAN/conffiles").write_text("".join(f"/{p}\n" for p in package.files if p.startswith("etc/")))
+        if package.postinst:
+            (root / "DEBIAN/postinst").write_text(package.postinst)
+            (root / "DEBIAN/postinst").chmod(0o755)
+        name = f"{package.name}_{package.version}_amd64.deb"
+        # Unpacked once on every node: speed of unpacking counts, size does not.
+        run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, into / name])
+        shutil.rmtree(root)
+
+    def _release(self, folder: Path) -> str:
+        lines = [
+            "Origin: haproof",
+            "Label: haproof lab mirror",
+            "Suite: stable",
+            "Architectures: amd64",
+            f"Date: {formatdate(usegmt=True)}",
+            "SHA256:",
+        ]
+        for name in ("Packages", "Packages.gz"):
+            content = (folder / name).read_bytes()
+            lines.append(f" {hashlib.sha256(content).hexdigest()} {len(content)} {name}")
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,144 @@
+"""The disk image that machines are cloned from: Debian 12 as its cloud image has it, fit for a container."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab.cache import BuildError, Progress, Recipe
+from lab.mirror import apt, versions
+from lab.mirror.command import run
+
+IMAGE = "debian-12-genericcloud-amd64.raw"
+PACKAGES = (
+    "ca-certificates",
+    "curl",
+    "dbus",
+    "fuse3",
+    "gnupg",
+    "ifupdown",
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "less",
+    "netbase",
+    "openssh-server",
+    "openssl",
+    "procps",
+    "python3-minimal",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+)
+# They wait for hardware, a console or a network of the machine's own, none of which a container has.
+MASKED_UNITS = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty.target",
+    "networking.service",
+    "systemd-udevd.service",
+    "systemd-udevd-control.socket",
+    "systemd-udevd-kernel.socket",
+    "systemd-udev-trigger.service",
+)
+FILES = {
+    "etc/apt/apt.conf.d/90haproof": (
+        'Acquire::Languages "none";\nAcquire::Retries "3";\nAPT::Install-Recommends "true";\n'
+    ),
+    "etc/dpkg/dpkg.cfg.d/90haproof": (
+        # Disks of the lab live as long as a test: what dpkg would flush need not outlive a power cut of the host.
+        "force-unsafe-io\npath-exclude=/usr/share/man/*\npath-exclude=/usr/share/locale/*\n"
+    ),
+    "etc/systemd/journald.conf.d/90haproof.conf": "[Journal]\nSystemMaxUse=64M\n",
+    "etc/ssh/sshd_config.d/90haproof.conf": "UseDNS no\n",
+    "etc/fstab": "# The root file system is mounted by the hypervisor.\n",
+    "etc/systemd/system/shared-mounts.service": (
+        "[Unit]\n"
+        "Description=Volumes that are mounted later are seen inside containers, as on a machine of its own\n"
+        "DefaultDependencies=no\n"
+        "Before=local-fs-pre.target\n"
+        "[Service]\n"
+        "Type=oneshot\n"
+        "ExecStart=/bin/mount --make-rshared /\n"
+        "[Install]\n"
+        "WantedBy=sysinit.target\n"
+    ),
+}
+SETUP = """\
+set -eu
+useradd --create-home --shell /bin/bash --password '*' debian
+echo 'debian ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/90-debian
+chmod 440 /etc/sudoers.d/90-debian
+systemctl enable shared-mounts.service ssh.service
+systemctl mask {masked}
+rm -f /etc/ssh/ssh_host_* /etc/machine-id /var/lib/dbus/machine-id
+: > /etc/machine-id
+"""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The image as a raw ext4 file system, its checksum, and its packages' copyright files."""
+
+    mirror: str
+    name: str = "template"
+    needs: Sequence[Recipe] = field(default=())
+
+    def inputs(self) -> bytes:
+        """What is in the image; not the archive's state of the day: prune to have a newer one."""
+        suites = [(source.suite, source.components) for source in apt.sources(versions.DEBIAN)]
+        return json.dumps([PACKAGES, MASKED_UNITS, FILES, SETUP, suites, self.mirror]).encode()
+
+    def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
+        """Bootstrap from the machine's own apt sources, settle, and write as a file system image."""
+        root, sources = into / "root", apt.sources(versions.DEBIAN)
+        lines = [f"deb {s.uri} {s.suite} {' '.join(s.components)}" for s in sources]
+        run(
+            [
+                "mmdebstrap",
+                "--mode=root",
+                "--variant=minbase",
+                f"--include={','.join(PACKAGES)}",
+                "--dpkgopt=force-unsafe-io",
+                "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*",
+                '--aptopt=Acquire::Languages "none"',
+                '--aptopt=Acquire::Retries "3"',
+                versions.DEBIAN,
+                root,
+                "-",
+            ],
+            stdin="\n".join(lines) + "\n",
+        )
+        progress("bootstrapped Debian")
+        for path, text in FILES.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+        served = [
+            f"deb {self.mirror}{apt.path_of(source)} {source.suite} {' '.join(source.components)}" for source in sources
+        ]
+        (root / "etc/apt/sources.list").write_text("\n".join(served) + "\n")
+        run(["chroot", root, "sh", "-c", SETUP.format(masked=" ".join(MASKED_UNITS))])
+        shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
+        for found in (root / "usr/share/doc").glob("*/copyright"):
+            if not found.is_symlink():
+                target = into / "licences" / found.parent.name
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(found, target)
+        self._image(root, into / IMAGE)
+        digest = hashlib.sha512((into / IMAGE).read_bytes()).hexdigest()
+        (into / "SHA512SUMS").write_text(f"{digest}  {IMAGE}\n")
+        shutil.rmtree(root)
+
+    def _image(self, root: Path, image: Path) -> None:
+        """A file system a third larger than what is in it: read-only use needs room for its own tables only."""
+        used_kib = int(run(["du", "-sk", root]).split()[0])
+        if used_kib < 1024:
+            raise BuildError(f"the bootstrapped root {root} is empty")
+        run(["mke2fs", "-q", "-t", "ext4", "-d", root, "-L", "root", image, f"{used_kib * 4 // 3 + 65536}k"])

@@ -1,0 +1,178 @@
+"""The mirror's decisions, and its proxy against an archive that misbehaves."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from environments.load import find, load
+from lab.mirror import apt, versions
+from lab.mirror.aptproxy import Archive, is_immutable
+from lab.mirror.content import URL, recipes
+from lab.mirror.debs import PACKAGES, REPOSITORY
+from lab.mirror.images import IMAGES, registry_config
+from lab.mirror.manifests import MANIFESTS
+
+LISTING = """\
+http://archive.invalid/debian|bookworm|main
+http://archive.invalid/debian/|bookworm|contrib
+http://archive.invalid/security|bookworm-security|main
+https://elsewhere.invalid|nodistro|main
+"""
+
+
+def client_of(tmp_path: Path, answer: Callable[[httpx.Request], httpx.Response]) -> TestClient:
+    upstream = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    archive = Archive("http://archive.invalid/debian/", tmp_path / "kept", upstream)
+    return TestClient(Starlette(routes=[Route("/debian/bookworm/{path:path}", archive.serve)]))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(_: float) -> None:
+        return None
+
+    monkeypatch.setattr("lab.mirror.aptproxy.asyncio.sleep", at_once)
+    assert asyncio.sleep is at_once
+
+
+def test_sources_are_the_machines_own_by_suite() -> None:
+    assert apt.parse(LISTING, "bookworm") == (
+        apt.Source("http://archive.invalid/debian/", "bookworm", ("main", "contrib")),
+        apt.Source("http://archive.invalid/security/", "bookworm-security", ("main",)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "so"),
+    [
+        ("pool/main/c/containerd/containerd_1_amd64.deb", True),
+        ("dists/bookworm/main/binary-amd64/by-hash/SHA256/00", True),
+        ("dists/bookworm/InRelease", False),
+    ],
+)
+def test_only_files_that_never_change_are_kept_unasked(path: str, so: bool) -> None:
+    assert is_immutable(path) is so
+
+
+def test_a_package_is_fetched_once(tmp_path: Path) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, content=b"a package")
+
+    with client_of(tmp_path, answer) as client:
+        for _ in range(2):
+            assert client.get("/debian/bookworm/pool/a.deb").content == b"a package"
+    assert asked == ["/debian/pool/a.deb"]
+
+
+def test_an_index_is_asked_for_again_and_kept_when_unchanged(tmp_path: Path) -> None:
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("if-modified-since"))
+        if seen[-1]:
+            return httpx.Response(304)
+        return httpx.Response(200, content=b"index", headers={"last-modified": "Sat, 01 Nov 2025 00:00:00 GMT"})
+
+    with client_of(tmp_path, answer) as client:
+        for _ in range(2):
+            assert client.get("/debian/bookworm/dists/bookworm/InRelease").content == b"index"
+    assert seen == [None, "Sat, 01 Nov 2025 00:00:00 GMT"]
+
+
+def test_a_missing_file_is_missing_at_once(tmp_path: Path) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(404)
+
+    with client_of(tmp_path, answer) as client:
+        assert client.get("/debian/bookworm/pool/none.deb").status_code == 404
+    assert len(asked) == 1
+
+
+def test_an_archive_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
+    replies = iter([httpx.ConnectTimeout("slow"), httpx.Response(503), httpx.Response(200, content=b"late")])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        reply = next(replies)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    with client_of(tmp_path, answer) as client:
+        assert client.get("/debian/bookworm/pool/a.deb").content == b"late"
+
+
+def test_a_download_that_breaks_is_never_served(tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        async def broken():  # type: ignore[no-untyped-def]
+            yield b"half of a pack"
+            raise httpx.ReadError("cut")
+
+        return httpx.Response(200, content=broken())
+
+    with client_of(tmp_path, answer) as client:
+        assert client.get("/debian/bookworm/pool/a.deb").status_code == 504
+    assert [path for path in (tmp_path / "kept").rglob("*") if path.is_file()] == []
+
+
+def test_a_kept_index_is_served_while_the_archive_is_away(tmp_path: Path) -> None:
+    kept = tmp_path / "kept/dists/bookworm/InRelease"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"yesterday's")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("away")
+
+    with client_of(tmp_path, answer) as client:
+        assert client.get("/debian/bookworm/dists/bookworm/InRelease").content == b"yesterday's"
+
+
+def test_a_path_cannot_leave_the_archive(tmp_path: Path) -> None:
+    with client_of(tmp_path, lambda _: httpx.Response(200, content=b"x")) as client:
+        assert client.get("/debian/bookworm/pool/%2e%2e/%2e%2e/etc/passwd").status_code == 404
+
+
+def test_the_lab_fetches_what_the_mirror_serves() -> None:
+    environment = load(find("lab"))
+    assert str(environment.kubernetes.packages.url).rstrip("/") == f"{URL}/{REPOSITORY}"
+    for manifest in (environment.metallb.manifest, environment.kubernetes.cni.manifest):
+        assert str(manifest.url).removeprefix(f"{URL}/manifests/") in MANIFESTS
+    assert environment.metallb.version == versions.METALLB
+    assert environment.kubernetes.cni.version == versions.FLANNEL
+    assert versions.KUBERNETES.startswith(f"{environment.kubernetes.version}.")
+
+
+def test_recipes_come_after_what_they_need() -> None:
+    seen: set[str] = set()
+    for recipe in recipes():
+        assert {need.name for need in recipe.needs} <= seen
+        seen.add(recipe.name)
+
+
+def test_names_of_images_do_not_collide_where_registries_share_one_storage() -> None:
+    names = [(image.name, image.tag) for image in IMAGES]
+    assert len(set(names)) == len(names)
+
+
+def test_kubelet_and_kubeadm_depend_on_what_kubeadm_checks_for() -> None:
+    control = {package.name: package.control() for package in PACKAGES}
+    for needed in ("conntrack", "socat", "ethtool", "kubernetes-cni"):
+        assert needed in control["kubelet"]
+    assert "kubelet (>= 1.30.4)" in control["kubeadm"]
+
+
+def test_the_served_registry_is_read_only(tmp_path: Path) -> None:
+    config = json.loads(json.dumps(registry_config(tmp_path, "127.0.0.1:1", read_only=True)))
+    assert config["storage"]["maintenance"]["readonly"]["enabled"] is True
