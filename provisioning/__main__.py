@@ -8,7 +8,7 @@ from rich.console import Console
 from environments.load import EnvironmentInvalid
 from provisioning.action import ActionFailed, BuildFailed
 from provisioning.report import Terminal
-from provisioning.session import open_session
+from provisioning.session import ProviderError, open_session
 from provisioning.state import Busy
 
 
@@ -25,8 +25,8 @@ def main(
         session = open_session(env)
         with session.state.locked("planning" if plan else "building"):
             outcome = session.build(Terminal(console, plan=plan), plan=plan)
-    except (EnvironmentInvalid, ActionFailed, BuildFailed, Busy) as error:
-        console.print(str(error), style="red", highlight=False, markup=False)
+    except (EnvironmentInvalid, ActionFailed, BuildFailed, Busy, ProviderError) as error:
+        console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         console.print("stopped; run the same command again to go on from here", style="red")

@@ -258,32 +258,24 @@ class MachinesShaped:
     context: Machines
     name: str = "machines shaped"
 
-    def _changes(self) -> dict[Machine, dict[str, str]]:
-        mine = self.context.mine()
-        key = self.context.shell.public_key()
-        environment = self.context.environment
-        return {
-            machine: changes
-            for machine in self.context.machines
-            if (
-                changes := config_changes(
-                    self.context.hypervisor.config(machine.vmid) if machine.name in mine else {},
-                    desired_config(environment, machine, key),
-                )
-            )
-        }
+    def _changes(self) -> list[tuple[Machine, dict[str, str]]]:
+        mine, key = self.context.mine(), self.context.shell.public_key()
+        found = []
+        for machine in self.context.machines:
+            actual = self.context.hypervisor.config(machine.vmid) if machine.name in mine else {}
+            changes = config_changes(actual, desired_config(self.context.environment, machine, key))
+            if changes:
+                found.append((machine, changes))
+        return found
 
     def pending(self) -> Sequence[str]:
-        """A line for each machine and setting that differs; keys and nothing secret."""
-        return [
-            f"set {', '.join(sorted(changes))} of {machine.name}"
-            for machine, changes in as_action(self._changes).items()
-        ]
+        """A line for each machine that differs, with the settings' names and nothing secret."""
+        changes = as_action(self._changes)
+        return [f"set {', '.join(sorted(settings))} of {machine.name}" for machine, settings in changes]
 
     def apply(self) -> None:
         """Write the settings that differ, and grow the disk to the declared size."""
-        changes = as_action(self._changes)
-        as_action(lambda: in_parallel(list(changes), lambda machine: self._write(machine, changes[machine])))
+        as_action(lambda: in_parallel(self._changes(), lambda change: self._write(*change)))
 
     def _write(self, machine: Machine, changes: dict[str, str]) -> None:
         hypervisor = self.context.hypervisor

@@ -14,13 +14,13 @@ class Terminal:
 
     def begin(self, action: str) -> None:
         """Name the action, so that a long one is seen to be under way."""
-        self._console.print(f"… {action}", highlight=False, markup=False)
+        self._console.print(f"… {action}", highlight=False, markup=False, soft_wrap=True)
 
     def end(self, action: str, changes: Sequence[str], elapsed_s: float) -> None:
         """Tell what changed, or in a plan what would."""
         verb = "would change" if self._plan else "changed"
         told = f"{len(changes)} {verb}" if changes else "already so"
-        self._console.print(f"✓ {action}: {told} ({elapsed_s:.1f} s)", highlight=False, markup=False)
+        self._console.print(f"✓ {action}: {told} ({elapsed_s:.1f} s)", highlight=False, markup=False, soft_wrap=True)
         if self._plan:
             for line in changes:
-                self._console.print(f"    {line}", highlight=False, markup=False)
+                self._console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)

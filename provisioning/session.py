@@ -14,6 +14,10 @@ from provisioning.ssh import Shell
 from provisioning.state import State
 
 
+class ProviderError(Exception):
+    """The environment's provider could not bring its hypervisor up; the message says why and what to do."""
+
+
 @dataclass(frozen=True)
 class Session:
     """An environment that can be reached, and the ways to it."""
@@ -45,7 +49,7 @@ class Session:
 
 
 def open_session(name_or_file: str) -> Session:
-    """Read the environment and make it reachable; raises EnvironmentInvalid, or what its provider raises."""
+    """Read the environment and make it reachable; raises EnvironmentInvalid and ProviderError."""
     path: Path = find(name_or_file)
     environment = load(path)
     if environment.hypervisor.provider:

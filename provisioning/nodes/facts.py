@@ -10,6 +10,8 @@ FSTAB_SWAP = r"^[^#]+[[:space:]]swap[[:space:]]"
 class MissingKernelFeatures(FactBase[list[str]]):
     """Which of overlay and br_netfilter the running kernel lacks, be they modules or built in."""
 
+    default = list
+
     def command(self) -> str:
         """Look for what the features bring, not for modules: a kernel may have them built in."""
         return (
@@ -25,6 +27,8 @@ class MissingKernelFeatures(FactBase[list[str]]):
 class Swaps(FactBase[list[str]]):
     """Active swap areas."""
 
+    default = list
+
     def command(self) -> str:
         """The kernel's own list."""
         return "tail -n +2 /proc/swaps"
@@ -36,6 +40,8 @@ class Swaps(FactBase[list[str]]):
 
 class SwapsInFstab(FactBase[list[str]]):
     """Lines of fstab that activate swap at boot."""
+
+    default = list
 
     def command(self) -> str:
         """Lines that are no comments and whose type is swap."""
@@ -49,6 +55,8 @@ class SwapsInFstab(FactBase[list[str]]):
 class SwapMasked(FactBase[bool]):
     """Whether systemd can be made to activate swap."""
 
+    default = bool
+
     def command(self) -> str:
         """is-enabled says `masked`, with exit code 1."""
         return "systemctl is-enabled swap.target || true"
@@ -60,6 +68,8 @@ class SwapMasked(FactBase[bool]):
 
 class HeldPackages(FactBase[list[str]]):
     """Packages that apt holds back."""
+
+    default = list
 
     def command(self) -> str:
         """One name a line."""
@@ -73,6 +83,8 @@ class HeldPackages(FactBase[list[str]]):
 class OomScoreLowerable(FactBase[bool]):
     """Whether root may lower a process's OOM score; containers without CAP_SYS_RESOURCE may not."""
 
+    default = bool
+
     def command(self) -> str:
         """Tried on the shell that asks, which ends at once."""
         return "(echo -999 > /proc/self/oom_score_adj) 2>/dev/null && echo yes || echo no"
@@ -84,6 +96,8 @@ class OomScoreLowerable(FactBase[bool]):
 
 class AptListsHave(FactBase[bool]):
     """Whether apt's lists know a package."""
+
+    default = bool
 
     def command(self, package: str) -> str:
         """The policy names a candidate when one is known."""
