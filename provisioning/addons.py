@@ -41,7 +41,19 @@ def fetch(manifest: Manifest) -> list[dict[str, Any]]:
             f"the manifest {manifest.url} has the digest {digest}, not the pinned {manifest.sha256}; "
             "nothing was applied: see what changed there before pinning another"
         )
-    return [document for document in yaml.safe_load_all(reply.text) if document]
+    return [without_ca_bundles(document) for document in yaml.safe_load_all(reply.text) if document]
+
+
+def without_ca_bundles(value: Any) -> Any:
+    """A document without `caBundle`: manifests ship a placeholder, which the controller replaces by its own. Pure.
+
+    To apply the placeholder again would cut the API off from the controller's webhooks.
+    """
+    if isinstance(value, dict):
+        return {key: without_ca_bundles(inner) for key, inner in value.items() if key != "caBundle"}
+    if isinstance(value, list):
+        return [without_ca_bundles(inner) for inner in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,47 @@ def eventually(what: str, work: Callable[[], None], timeout_s: float = 180) -> N
         poll(what, attempt, timeout_s=timeout_s, interval_s=1)
     except DeadlineExceeded as error:
         raise ActionFailed(str(error)) from error
+
+
+@dataclass(frozen=True)
+class ApiAnswers:
+    """The Kubernetes API says that it is ready, as it does some time after its machines have started."""
+
+    cluster: Cluster
+    reachable: Callable[[], bool]
+    name: str = "Kubernetes API"
+
+    def _state(self) -> str:
+        try:
+            reply = self.cluster.api.call_api(
+                "/readyz", "GET", auth_settings=["BearerToken"], response_type="str", _request_timeout=5
+            )
+        except ApiException as error:
+            return f"answers {error.status}"
+        except UNAVAILABLE as error:
+            return f"does not answer ({type(error).__name__})"
+        return str(reply[0])
+
+    def pending(self) -> Sequence[str]:
+        """One line unless it is ready."""
+        state = self._state() if self.reachable() else "there is none yet"
+        return [] if state == "ok" else [f"wait for the API: {state}"]
+
+    def apply(self) -> None:
+        """Wait; raises ActionFailed with its last state at the deadline."""
+
+        def ready() -> bool:
+            state = self._state()
+            if state != "ok":
+                raise NotYet(state)
+            return True
+
+        try:
+            poll("the Kubernetes API is ready", ready, timeout_s=READY_TIMEOUT_S, interval_s=0.5)
+        except DeadlineExceeded as error:
+            raise ActionFailed(
+                f"{error}; two etcd members must both run, so look at both masters: crictl ps -a, journalctl -u kubelet"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from environments.model import Environment, Role
 from provisioning.action import Action, ActionFailed
-from provisioning.addons import ClusterReady, ManifestApplied, PoolDeclared, StrictArp, WorkersLabelled
+from provisioning.addons import ApiAnswers, ClusterReady, ManifestApplied, PoolDeclared, StrictArp, WorkersLabelled
 from provisioning.cluster import Cluster
 from provisioning.hypervisor import Hypervisor, HypervisorError
-from provisioning.kubeadm import ControlPlaneBegun, Kubeadm, NodesJoined
+from provisioning.kubeadm import ControlPlaneBegun, Kubeadm, NodesJoined, Progress
 from provisioning.machines import Machines, MachinesCloned, MachinesRunning, MachinesShaped, TemplateMade
 from provisioning.preparation import NodesPrepared
 from provisioning.ssh import Shell
@@ -21,7 +21,7 @@ class Begun:
 
     def __call__(self) -> bool:
         """True once `kubeadm init` has run to its end."""
-        self._so = self._so or self._kubeadm.initialised()
+        self._so = self._so or self._kubeadm.progress(self._kubeadm.first) is Progress.FINISHED
         return self._so
 
 
@@ -48,6 +48,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
         MachinesRunning(machines),
         NodesPrepared(environment, nodes, shell, exist),
         ControlPlaneBegun(kubeadm),
+        ApiAnswers(cluster, begun),
         ManifestApplied(cluster, environment.kubernetes.cni.manifest, "pod network", begun),
         StrictArp(cluster, begun),
         NodesJoined(kubeadm, Role.CONTROL_PLANE, "control planes joined"),

@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -14,13 +15,11 @@ from provisioning.action import ActionFailed
 from provisioning.machines import in_parallel
 from provisioning.ssh import Shell, Unreachable
 
-KUBECTL = "kubectl --kubeconfig /etc/kubernetes/admin.conf --request-timeout=10s"
-# What `kubeadm init` leaves last; with these in place nothing of it is missing.
-LAST_OF_INIT = (
-    "get --raw /readyz && {kubectl} -n kube-public get configmap cluster-info && "
-    "{kubectl} -n kube-system get daemonset kube-proxy deployment/coredns"
-)
+# There while kubeadm works on a machine, on disk before it begins and gone when it has ended well: what tells
+# work that was cut off, which may be cleared, from a cluster, which must never be.
+MARKER = "/var/lib/haproof/kubeadm-unfinished"
 TOKEN_TTL = "15m"
+KUBEADM_TIMEOUT_S = 900
 CRI_SOCKET = "unix:///run/containerd/containerd.sock"
 
 
@@ -101,6 +100,21 @@ def join_document(environment: Environment, machine: Machine, given: JoinSecrets
     return document
 
 
+class Progress(StrEnum):
+    """How far kubeadm has come on a machine."""
+
+    NOT_BEGUN = "not begun"
+    CUT_OFF = "cut off"
+    FINISHED = "finished"
+
+
+def progress_of(present: Sequence[str]) -> Progress:
+    """What the files that are present tell. Pure."""
+    if MARKER in present:
+        return Progress.CUT_OFF
+    return Progress.FINISHED if present else Progress.NOT_BEGUN
+
+
 @dataclass(frozen=True)
 class Kubeadm:
     """What the actions of this module share."""
@@ -118,37 +132,30 @@ class Kubeadm:
         """The release that the nodes have installed, as `v1.30.4`."""
         return self.shell.check(self.first, "kubeadm version -o short").strip()
 
-    def initialised(self) -> bool:
-        """Whether `kubeadm init` has run to its end; an unreachable machine has nothing on it."""
+    def progress(self, machine: Machine) -> Progress:
+        """How far kubeadm has come on `machine`; one that cannot be entered has not begun."""
         try:
-            probe = LAST_OF_INIT.format(kubectl=KUBECTL)
-            return self.shell.run(self.first, f"test -e /etc/kubernetes/admin.conf && {KUBECTL} {probe}").exit_code == 0
+            seen = self.shell.run(machine, f"ls -d {MARKER} /etc/kubernetes/kubelet.conf 2>/dev/null").stdout
         except Unreachable:
-            return False
+            return Progress.NOT_BEGUN
+        return progress_of(seen.split())
 
-    def joined(self, machine: Machine) -> bool:
-        """Whether `machine` is in the cluster with all that its role needs."""
-        wanted = "test -e /etc/kubernetes/kubelet.conf && systemctl is-active --quiet kubelet"
-        if machine.role is Role.CONTROL_PLANE:
-            wanted += f" && test -e /etc/kubernetes/manifests/etcd.yaml && {KUBECTL} get --raw /readyz"
-        try:
-            if self.shell.run(machine, wanted).exit_code:
-                return False
-            labels = self.shell.run(self.first, f"{KUBECTL} get node {machine.name} -o jsonpath='{{.metadata.labels}}'")
-        except Unreachable:
-            return False
-        # The label is the last thing that joining a control plane sets.
-        return labels.exit_code == 0 and (
-            machine.role is not Role.CONTROL_PLANE or "node-role.kubernetes.io/control-plane" in labels.stdout
-        )
+    def run(self, machine: Machine, command: str, documents: Sequence[dict[str, Any]]) -> None:
+        """Run `kubeadm COMMAND` with `documents`, after clearing what an earlier, cut-off one left.
 
-    def reset(self, machine: Machine) -> None:
-        """Clear what a cut-off kubeadm left on `machine`, if anything."""
+        A machine that carries a finished node is left alone, whatever state that is in. Raises ActionFailed.
+        """
+        progress = self.progress(machine)
+        if progress is Progress.FINISHED:
+            raise ActionFailed("the machine belongs to a cluster already, and is left as it is", machine=machine.name)
+        if progress is Progress.CUT_OFF:
+            self.shell.check(machine, f"kubeadm reset --force --cri-socket {CRI_SOCKET} && rm -rf /etc/cni/net.d/*")
+        begin = f"mkdir -p $(dirname {MARKER}) && touch {MARKER} && sync"
         self.shell.check(
             machine,
-            "if ls /etc/kubernetes/*.conf /etc/kubernetes/manifests/*.yaml >/dev/null 2>&1; then "
-            f"kubeadm reset --force --cri-socket {CRI_SOCKET} && rm -rf /etc/cni/net.d/*; fi",
-            timeout_s=300,
+            f"{begin} && kubeadm {command} --config /dev/stdin && rm {MARKER}",
+            stdin=as_yaml(documents),
+            timeout_s=KUBEADM_TIMEOUT_S,
         )
 
 
@@ -166,21 +173,19 @@ class ControlPlaneBegun:
 
     def pending(self) -> Sequence[str]:
         """One line unless `kubeadm init` has run to its end."""
-        return [] if self.kubeadm.initialised() else [f"kubeadm init on {self.kubeadm.first.name}"]
+        progress = self.kubeadm.progress(self.kubeadm.first)
+        return [] if progress is Progress.FINISHED else [f"kubeadm init on {self.kubeadm.first.name} ({progress})"]
 
     def apply(self) -> None:
-        """Run `kubeadm init`, after clearing what an earlier, cut-off one left."""
+        """Run `kubeadm init`; neither token nor certificate key is printed."""
         kubeadm = self.kubeadm
-        kubeadm.reset(kubeadm.first)
-        documents = [
-            init_document(kubeadm.environment, kubeadm.first, secrets.token_hex(32)),
-            *cluster_documents(kubeadm.environment, kubeadm.version),
-        ]
-        kubeadm.shell.check(
+        kubeadm.run(
             kubeadm.first,
-            "kubeadm init --upload-certs --skip-token-print --skip-certificate-key-print --config /dev/stdin",
-            stdin=as_yaml(documents),
-            timeout_s=900,
+            "init --upload-certs --skip-token-print --skip-certificate-key-print",
+            [
+                init_document(kubeadm.environment, kubeadm.first, secrets.token_hex(32)),
+                *cluster_documents(kubeadm.environment, kubeadm.version),
+            ],
         )
 
 
@@ -194,7 +199,7 @@ class NodesJoined:
 
     def _missing(self) -> list[Machine]:
         others = [m for m in self.kubeadm.environment.with_role(self.role) if m != self.kubeadm.first]
-        return [machine for machine in others if not self.kubeadm.joined(machine)]
+        return [machine for machine in others if self.kubeadm.progress(machine) is not Progress.FINISHED]
 
     def pending(self) -> Sequence[str]:
         """A line for each machine that has not joined."""
@@ -242,6 +247,4 @@ class NodesJoined:
         return JoinSecrets(token, f"sha256:{match[0]}", key)
 
     def _join(self, machine: Machine, given: JoinSecrets) -> None:
-        self.kubeadm.reset(machine)
-        document = join_document(self.kubeadm.environment, machine, given)
-        self.kubeadm.shell.check(machine, "kubeadm join --config /dev/stdin", stdin=as_yaml([document]), timeout_s=600)
+        self.kubeadm.run(machine, "join", [join_document(self.kubeadm.environment, machine, given)])

@@ -234,7 +234,11 @@ class MachinesCloned:
 
     def apply(self) -> None:
         """Clone what is missing, all at once; the tag is set at once so that the next run knows its own."""
-        as_action(lambda: in_parallel(self._missing(), self._clone))
+        missing = self._missing()
+        for machine in missing:
+            # Before, not after: a run that ends in between must not leave the key of a machine that is no more.
+            self.context.shell.forget(machine)
+        as_action(lambda: in_parallel(missing, self._clone))
 
     def _clone(self, machine: Machine) -> None:
         environment, hypervisor = self.context.environment, self.context.hypervisor
@@ -248,7 +252,6 @@ class MachinesCloned:
             storage=environment.hypervisor.storage,
         )
         hypervisor.call("put", f"qemu/{machine.vmid}/config", tags=environment.tag)
-        self.context.shell.forget(machine)
 
 
 @dataclass(frozen=True)

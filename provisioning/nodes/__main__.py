@@ -3,6 +3,7 @@
 pyinfra works with gevent, which must patch the world before anything else is imported: hence a process.
 """
 
+import gevent
 from gevent import monkey
 
 monkey.patch_all()
@@ -13,7 +14,6 @@ from typing import Any  # noqa: E402
 
 from pyinfra.api import BaseStateCallback, Config, Inventory, State  # noqa: E402
 from pyinfra.api.connect import connect_all, disconnect_all  # noqa: E402
-from pyinfra.api.deploy import add_deploy  # noqa: E402
 from pyinfra.api.exceptions import PyinfraError  # noqa: E402
 from pyinfra.api.operations import run_ops  # noqa: E402
 from pyinfra.api.state import StateStage  # noqa: E402
@@ -57,15 +57,18 @@ def main() -> None:
         "ssh_allow_agent": False,
         "_sudo": True,
     }
-    hosts = [(node.name, {"ssh_hostname": node.address}) for node in job.nodes]
-    state = State(Inventory((hosts, data)), Config(FAIL_PERCENT=100))
+    names = [(node.name, {"ssh_hostname": node.address}) for node in job.nodes]
+    state = State(Inventory((names, data)), Config(FAIL_PERCENT=100))
     state.add_callback_handler(Failures(answer))
     try:
         state.set_stage(StateStage.Connect)
         connect_all(state)
         state.set_stage(StateStage.Prepare)
-        add_deploy(state, prepare, job)
-        for host in state.inventory.get_active_hosts():
+        hosts = list(state.inventory.get_active_hosts())
+        # Reading facts is waiting for SSH: all nodes at once.
+        with ctx_state.use(state):
+            gevent.joinall([state.pool.spawn(prepare_on, host, job) for host in hosts], raise_error=True)
+        for host in hosts:
             answer.nodes[host.name].changes = changes_of(state, host)
         if job.apply:
             state.set_stage(StateStage.Execute)
@@ -77,6 +80,12 @@ def main() -> None:
             if node.failed is None and not node.changes:
                 node.failed, node.output = "preparing", f"{type(error).__name__}: {error}"
     print(answer.model_dump_json())  # noqa: T201 - the answer itself
+
+
+def prepare_on(host: Any, job: Job) -> None:
+    """Plan the operations of one node; pyinfra keeps the host apart for each greenlet, the state for all."""
+    with ctx_host.use(host):
+        prepare(job)
 
 
 def changes_of(state: State, host: Any) -> list[str]:

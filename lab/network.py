@@ -1,0 +1,48 @@
+"""The lab's network: the target's two bridges, and the cables of guests on them."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A virtual switch of the lab and the address at which the lab itself is reached on it."""
+
+    name: str
+    address: IPv4Interface
+    mac: str
+
+
+# The document's two networks. Packets never pass from one to the other here: forwarding stays off.
+BRIDGES = (
+    Bridge("vmbr1", IPv4Interface("172.31.0.1/24"), "02:00:ac:1f:00:01"),
+    Bridge("vmbr2", IPv4Interface("10.20.20.1/24"), "02:00:0a:14:14:01"),
+)
+
+
+def build(bridges: tuple[Bridge, ...] = BRIDGES) -> None:
+    """Make the bridges in the current network namespace, which has no way out of itself."""
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+    # The lab filters nothing between machines of one bridge; without br_netfilter the file is not there.
+    hook = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if hook.exists():
+        hook.write_text("0")
+    with IPRoute() as links:
+        links.link("set", index=links.link_lookup(ifname="lo")[0], state="up")
+        for bridge in bridges:
+            links.link("add", ifname=bridge.name, kind="bridge", address=bridge.mac)
+            index = links.link_lookup(ifname=bridge.name)[0]
+            links.addr("add", index=index, address=str(bridge.address.ip), prefixlen=24)
+            links.link("set", index=index, state="up")
+
+
+def set_link(name: str, up: bool) -> bool:
+    """Plug or unplug the interface `name`; False when there is none of that name."""
+    with IPRoute() as links:
+        found = links.link_lookup(ifname=name)
+        if found:
+            links.link("set", index=found[0], state="up" if up else "down")
+        return bool(found)

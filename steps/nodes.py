@@ -1,0 +1,309 @@
+"""Kubernetes nodes from inside: operating system, kernel, container runtime, packages."""
+
+import json
+import re
+from collections.abc import Iterable
+from posixpath import basename, dirname
+from typing import Any
+
+import pytest
+from kubernetes import client
+from pytest_bdd import then
+
+from environments.model import Environment, Machine
+from provisioning.cluster import Cluster
+from provisioning.session import Session
+from steps.complaints import none_of, unless
+from steps.guests import Guests
+from steps.verdict import NotExercised
+
+# What a guest sees of its memory is less by what its kernel and firmware keep: 3 % at 4 GiB on KVM, more below.
+MEMORY_SEEN_MIN = 0.9
+SERVICES = ("containerd", "kubelet")
+HELD = ("kubelet", "kubeadm", "kubectl")
+# The document's own three, with the name that /proc and sysctl.d files know them by.
+SYSCTLS = {
+    "net.bridge.bridge-nf-call-iptables": "1",
+    "net.bridge.bridge-nf-call-ip6tables": "1",
+    "net.ipv4.ip_forward": "1",
+}
+MODULES = {"overlay", "br_netfilter"}
+# Where systemd reads settings from, the folders whose files win over namesakes first (sysctl.d(5), modules-load.d(5)).
+FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
+FILE = re.compile(r"^==> (.+) <==$")
+
+
+def files_script(folder: str) -> str:
+    """A command that prints every readable configuration file of systemd's `folder`, each below its path."""
+    patterns = " ".join(f"{base}/{folder}/*.conf" for base in FOLDERS)
+    return f'for f in {patterns}; do [ -r "$f" ] && [ -f "$f" ] && echo "==> $f <==" && cat "$f" && echo; done; true'
+
+
+def effective_lines(text: str) -> list[str]:
+    """The lines that count of what `files_script` printed, in the order of systemd: by name, one file a name. Pure."""
+    files: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if match := FILE.match(line):
+            files[match[1]] = []
+        elif files and line.strip() and line.strip()[0] not in "#;":
+            files[next(reversed(files))].append(line.strip())
+    chosen: dict[str, str] = {}
+    for path in sorted(files, key=lambda path: FOLDERS.index(dirname(dirname(path)))):
+        chosen.setdefault(basename(path), path)
+    return [line for name in sorted(chosen) for line in files[chosen[name]]]
+
+
+def settings(lines: Iterable[str]) -> dict[str, str]:
+    """The last value of each key, spelled with dots. Pure."""
+    found = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if equals:
+            key = key.strip().removeprefix("-")
+            first = re.search(r"[./]", key)
+            if first and first[0] == "/":  # then slashes part the words, and dots belong to them
+                key = key.translate(str.maketrans("./", "/."))
+            found[key] = value.strip()
+    return found
+
+
+def debian_release(host: Any) -> list[str]:
+    """Complaints of a guest that is not Debian 12."""
+    text = host.file("/etc/os-release").content_string
+    fields = {key: value.strip('"') for key, _, value in (line.partition("=") for line in text.splitlines())}
+    actual = f"{fields.get('ID')} {fields.get('VERSION_ID')}"
+    return unless(actual == "debian 12", f"expected debian 12, found {actual}")
+
+
+def swap(host: Any) -> list[str]:
+    """Complaints about swap that is active, or would be after a boot."""
+    answer = host.check_output(
+        "tail -n +2 /proc/swaps | sed 's/^/active /'; "
+        "grep -E '^[^#]+[[:space:]]swap[[:space:]]' /etc/fstab | sed 's/^/in fstab /'; "
+        "systemctl is-enabled swap.target 2>/dev/null | grep -q masked || "
+        "systemctl list-unit-files --type=swap --state=enabled,static,generated --no-legend | sed 's/^/unit /'; true"
+    )
+    return [f"expected no swap, found: {' '.join(line.split())}" for line in answer.splitlines()]
+
+
+def modules(host: Any) -> list[str]:
+    """Complaints about kernel features that are missing now, or not asked for at boot.
+
+    A kernel may have them built in: so what they bring is looked for, not their names among the modules.
+    """
+    now, _, boot = host.check_output(
+        "grep -qw overlay /proc/filesystems && echo overlay; "
+        "test -e /proc/sys/net/bridge/bridge-nf-call-iptables && echo br_netfilter; echo '== boot =='; "
+        f"{files_script('modules-load.d')}"
+    ).partition("== boot ==")
+    found, at_boot = set(now.split()), set(effective_lines(boot))
+    return [
+        *(f"expected the kernel to offer {name}, and it does not" for name in sorted(MODULES - found)),
+        *(f"expected {name} among the modules loaded at boot, and it is not" for name in sorted(MODULES - at_boot)),
+    ]
+
+
+def sysctls(host: Any) -> list[str]:
+    """Complaints about kernel settings that are not in force, or would not be after a boot."""
+    now, _, boot = host.check_output(
+        "for k in "
+        + " ".join(SYSCTLS)
+        + '; do echo "$k = $(cat /proc/sys/$(echo $k | tr . /) 2>/dev/null)"; done; echo "== boot =="; '
+        + files_script("sysctl.d")
+    ).partition("== boot ==")
+    found, at_boot = settings(now.splitlines()), settings(effective_lines(boot))
+    return [
+        complaint
+        for key, value in SYSCTLS.items()
+        for complaint in (
+            *unless(found.get(key) == value, f"expected {key} = {value} now, found {found.get(key)!r}"),
+            *unless(at_boot.get(key) == value, f"expected {key} = {value} at boot, found {at_boot.get(key)!r}"),
+        )
+    ]
+
+
+def services(host: Any) -> list[str]:
+    """Complaints about services that do not run, or would not be started at boot."""
+    answer = host.check_output(
+        f"for s in {' '.join(SERVICES)}; do "
+        'echo "$s $(systemctl is-active $s 2>/dev/null) $(systemctl is-enabled $s 2>/dev/null)"; done'
+    )
+    found = {name: states for name, *states in (line.split() for line in answer.splitlines())}
+    return [
+        f"expected {name} active and enabled, found {' and '.join(found[name]) or 'nothing'}"
+        for name in SERVICES
+        if found[name] != ["active", "enabled"]
+    ]
+
+
+def held(host: Any) -> list[str]:
+    """Complaints about packages that the next upgrade may change."""
+    found = host.check_output("apt-mark showhold").split()
+    return [f"expected {name} to be held, and it is not" for name in HELD if name not in found]
+
+
+def kubernetes_versions(host: Any) -> dict[str, str]:
+    """What each program says of its version, as `v1.30.4`."""
+    answer = host.check_output("kubelet --version; kubeadm version -o short; kubectl version --client -o json")
+    kubelet, kubeadm, kubectl = answer.split("\n", 2)
+    return {
+        "kubelet": kubelet.split()[-1],
+        "kubeadm": kubeadm.strip(),
+        "kubectl": str(json.loads(kubectl)["clientVersion"]["gitVersion"]),
+    }
+
+
+def in_container(host: Any) -> bool:
+    """Whether the guest is a system container: it then sees things of the host that it runs on."""
+    return bool(host.run("systemd-detect-virt --quiet --container").rc == 0)
+
+
+def memory_seen(host: Any) -> tuple[float, bool]:
+    """MiB of memory that the guest sees, and whether it is a container."""
+    kib = re.search(r"^MemTotal:\s+(\d+) kB", host.file("/proc/meminfo").content_string, re.MULTILINE)
+    if not kib:
+        raise ValueError("/proc/meminfo names no MemTotal")
+    return int(kib[1]) / 1024, in_container(host)
+
+
+def cores_seen(host: Any) -> tuple[int, bool]:
+    """Cores that the guest sees, and whether it is a container."""
+    return int(host.check_output("nproc --all")), in_container(host)
+
+
+def unseen_memory(machine: Machine, seen_mib: float) -> list[str]:
+    """What is wrong with the memory that a guest sees. Pure."""
+    enough = machine.memory_mib * MEMORY_SEEN_MIN <= seen_mib <= machine.memory_mib
+    return unless(enough, f"expected about {machine.memory_mib} MiB, found {seen_mib:.0f}")
+
+
+def unless_contained(complaints: dict[str, list[str]], contained: set[str], what: str) -> None:
+    """Fail with the complaints of machines; those of containers alone mean that nothing can be said."""
+    none_of({name: [] if name in contained else lines for name, lines in complaints.items()})
+    if theirs := [f"{name}: {line}" for name, lines in complaints.items() for line in lines]:
+        raise NotExercised(f"guests that are containers see the {what} of the host they run on ({'; '.join(theirs)})")
+
+
+@pytest.fixture(scope="session")
+def guests(target: Session) -> Guests:
+    """The operating systems of the target's machines."""
+    return Guests(target.shell)
+
+
+@then("each of them runs Debian 12")
+def each_runs_debian(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """By its os-release."""
+    none_of(guests.ask(machines, debian_release))
+
+
+@then("each of them sees its declared memory")
+def each_sees_its_memory(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """By /proc/meminfo, which a container may share with its host."""
+    seen = guests.ask(machines, memory_seen)
+    complaints = {machine.name: unseen_memory(machine, seen[machine.name][0]) for machine in machines}
+    unless_contained(complaints, {name for name, (_, contained) in seen.items() if contained}, "memory")
+
+
+@then("each of them sees its declared cores")
+def each_sees_its_cores(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """By the processors that its kernel has, which a container shares with its host."""
+    seen = guests.ask(machines, cores_seen)
+    complaints = {
+        machine.name: unless(
+            seen[machine.name][0] == machine.cores, f"expected {machine.cores} cores, found {seen[machine.name][0]}"
+        )
+        for machine in machines
+    }
+    unless_contained(complaints, {name for name, (_, contained) in seen.items() if contained}, "cores")
+
+
+@then("none of them has swap, now or at the next boot")
+def none_has_swap(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """Active areas, fstab, and units that no mask holds back."""
+    none_of(guests.ask(machines, swap))
+
+
+@then("each of them has the modules of container networking, now and at the next boot")
+def each_has_modules(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """The document's two."""
+    none_of(guests.ask(machines, modules))
+
+
+@then("each of them has the settings of container networking, now and at the next boot")
+def each_has_sysctls(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """The document's three."""
+    none_of(guests.ask(machines, sysctls))
+
+
+@then("containerd and the kubelet run on each of them, and start at boot")
+def each_has_services(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """By systemd."""
+    none_of(guests.ask(machines, services))
+
+
+@then("kubelet, kubeadm and kubectl on each of them are held")
+def each_holds_packages(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """By apt's marks."""
+    none_of(guests.ask(machines, held))
+
+
+@then("each of them still has all that was configured")
+def each_is_configured(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """Everything that P12 names, at once."""
+    questions = (swap, modules, sysctls, services, held)
+    none_of(guests.ask(machines, lambda host: [line for question in questions for line in question(host)]))
+
+
+def runtime_cgroup_driver(info: dict[str, Any]) -> str:
+    """The cgroup driver that a running containerd uses, from what `crictl info` prints. Pure."""
+    options = info.get("config", {}).get("containerd", {}).get("runtimes", {}).get("runc", {}).get("options") or {}
+    return "systemd" if options.get("SystemdCgroup") is True else "cgroupfs"
+
+
+@then("containerd and the kubelet on each of them use the systemd cgroup driver")
+def one_cgroup_driver(machines: tuple[Machine, ...], guests: Guests, cluster: Cluster) -> None:
+    """Both are asked while they run, not their files."""
+    runtime = guests.ask(machines, lambda host: runtime_cgroup_driver(json.loads(host.check_output("crictl info"))))
+    kubelets = {machine.name: kubelet_configuration(cluster, machine.name)["cgroupDriver"] for machine in machines}
+    none_of(
+        {
+            name: [
+                *unless(driver == "systemd", f"expected containerd to use systemd, found {driver}"),
+                *unless(kubelets[name] == driver, f"expected the kubelet to use {driver} too, found {kubelets[name]}"),
+            ]
+            for name, driver in runtime.items()
+        }
+    )
+
+
+def kubelet_configuration(cluster: Cluster, node: str) -> dict[str, Any]:
+    """What the kubelet of `node` runs with, defaults included; raises ApiException."""
+    answer = cluster.api.call_api(
+        f"/api/v1/nodes/{node}/proxy/configz",
+        "GET",
+        response_type="object",
+        auth_settings=["BearerToken"],
+        _return_http_data_only=True,
+        _request_timeout=30,
+    )
+    return dict(answer["kubeletconfig"])
+
+
+@then("they and the API server are one release of the declared version")
+def one_release(machines: tuple[Machine, ...], guests: Guests, cluster: Cluster, environment: Environment) -> None:
+    """Every program on every node says the release that the server says."""
+    release = str(client.VersionApi(cluster.api).get_code(_request_timeout=30).git_version)
+    stream = environment.kubernetes.version
+    found = guests.ask(machines, kubernetes_versions)
+    complaints = {
+        name: [
+            f"expected {program} {release} as the API server, found {version}"
+            for program, version in programs.items()
+            if version != release
+        ]
+        for name, programs in found.items()
+    }
+    complaints["API server"] = unless(
+        release.startswith(f"v{stream}."), f"expected a release of {stream}, found {release}"
+    )
+    none_of(complaints)

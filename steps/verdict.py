@@ -1,0 +1,67 @@
+"""What is said of a scenario and of a promise. Pure: never more than the evidence carries."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from steps.promises import Promise
+
+
+class NotExercised(Exception):
+    """Raised by a step where the target cannot show what is asked; the message is the reason."""
+
+
+class Verdict(StrEnum):
+    """What is known. The order is that of weight: the first that occurs decides."""
+
+    REFUTED = "refuted"
+    UNKNOWN = "not judged"
+    NOT_EXERCISED = "not exercised"
+    PROVEN = "proven"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict and the reason for it; a proven one needs none."""
+
+    verdict: Verdict
+    reason: str = ""
+
+
+NOT_SELECTED = Finding(Verdict.NOT_EXERCISED, "not selected in this run")
+
+
+def of_error(error: BaseException, *, during_steps: bool) -> Finding:
+    """What an exception says of its scenario.
+
+    Only a step's own assertion refutes. Anything else, be it an error, a timeout or a failed clean-up, means
+    that the scenario was not judged; it is never a pass.
+    """
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, NotExercised):
+        return Finding(Verdict.NOT_EXERCISED, str(error))
+    if isinstance(error, AssertionError) and during_steps:
+        return Finding(Verdict.REFUTED, told)
+    return Finding(Verdict.UNKNOWN, f"{type(error).__name__}: {told}")
+
+
+def weightiest(findings: Iterable[Finding]) -> Finding:
+    """The finding that decides among those of one scenario's phases and examples."""
+    order = list(Verdict)
+    return min(findings, key=lambda finding: order.index(finding.verdict), default=NOT_SELECTED)
+
+
+def of_promise(promise: Promise, found: Mapping[str, Finding]) -> Finding:
+    """What the findings of a promise's scenarios, by name, say of it.
+
+    Proven takes that the promise is built, and that every one of its scenarios was run and held.
+    """
+    for verdict in (Verdict.REFUTED, Verdict.UNKNOWN):
+        if names := [name for name, finding in found.items() if finding.verdict is verdict]:
+            return Finding(verdict, "; ".join(names))
+    if not promise.built:
+        return Finding(Verdict.NOT_EXERCISED, promise.reason)
+    missing = [name for name, finding in found.items() if finding.verdict is not Verdict.PROVEN]
+    if missing or not found:
+        return Finding(Verdict.NOT_EXERCISED, "; ".join(missing) or "no scenario is evidence for it")
+    return Finding(Verdict.PROVEN)
