@@ -137,15 +137,17 @@ def execute(
 
 
 @app.command(context_settings=PASS_THROUGH)
-def kubectl(context: typer.Context) -> None:
+def kubectl() -> None:
     """Run kubectl with the cluster's admin rights on a control-plane machine; all arguments are kubectl's."""
+    # The parser drops a `--`, which separates kubectl's own words from those of a command: take them as typed.
+    arguments = sys.argv[sys.argv.index("kubectl") + 1 :]
     paths = Paths.default()
     owner = _owner(paths)
     with_cluster = (vmid for vmid in running_guests(paths) if (_root(owner, vmid, paths) / ADMIN_CONF[1:]).exists())
     vmid = next(with_cluster, None)
     if vmid is None:
         _fail(f"no running machine has {ADMIN_CONF}: there is no cluster yet")
-    _become(owner, paths, vmid, ["kubectl", f"--kubeconfig={ADMIN_CONF}", *context.args])
+    _become(owner, paths, vmid, ["kubectl", f"--kubeconfig={ADMIN_CONF}", *arguments])
 
 
 def _root(owner: Owner, vmid: int, paths: Paths) -> Path:

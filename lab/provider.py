@@ -120,7 +120,8 @@ def _spawn(paths: Paths, made: Path) -> "subprocess.Popen[bytes]":
 
 def _await_ready(paths: Paths, daemon: "subprocess.Popen[bytes] | None") -> None:
     def ready() -> bool:
-        if daemon is not None and daemon.poll() is not None:
+        # Two runs may bring the lab up at once: the slower one's daemon ends, and it uses the other's lab.
+        if daemon is not None and daemon.poll() is not None and live_owner(paths) is None:
             log = paths.state / "lab.log"
             last = "; ".join(log.read_text(errors="replace").splitlines()[-3:])
             raise LabError(f"the lab's daemon ended at once (exit {daemon.returncode}); {log} says: {last}")

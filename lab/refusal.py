@@ -10,7 +10,8 @@ class Refusal(Exception):
     """
 
     def __init__(self, status: int, message: str, errors: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
+        details = "; ".join(f"{name}: {why.strip()}" for name, why in (errors or {}).items())
+        super().__init__(f"{message} {details}".rstrip())
         self.status = status
         self.message = message
         self.errors = dict(errors) if errors else None

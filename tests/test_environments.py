@@ -178,7 +178,7 @@ def test_a_secrets_value_shows_nowhere(tmp_path: Path) -> None:
 def test_an_environment_cannot_be_changed() -> None:
     environment = load(find("lab"))
     with pytest.raises(ValueError, match="frozen"):
-        environment.name = "other"  # type: ignore[misc]
+        environment.name = "other"
 
 
 def test_an_unknown_name_offers_the_known_ones() -> None:

@@ -237,7 +237,7 @@ def test_an_unknown_call_is_not_implemented(lab: LabClient, method: str, path: s
         ("application/json", b"[]"),
         ("application/json", b"\xff"),
         ("multipart/form-data", b"x"),
-        ("multipart/form-data; boundary=b", b"--b\r\nnonsense"),
+        ("multipart/form-data; boundary=b", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n"),
     ],
 )
 def test_a_malformed_body_is_a_400(lab: LabClient, kind: str, body: bytes) -> None:
@@ -433,6 +433,9 @@ def test_keys_are_deleted_now_or_at_the_next_start(lab: LabClient) -> None:
 def test_the_asynchronous_change_is_a_task(lab: LabClient) -> None:
     assert lab.task("POST", f"{QEMU}/9000/config", description="later") == "OK"
     assert lab.task("POST", f"{QEMU}/9000/config", cores=2, digest="0" * 40).startswith("checksum mismatch")
+    assert lab.task("POST", f"{QEMU}/9000/config", boot="order=scsi7") == (
+        "Parameter verification failed. boot: invalid bootorder: device 'scsi7' does not exist'"
+    )
     assert lab.config(9000)["description"] == "later"
 
 

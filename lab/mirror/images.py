@@ -56,7 +56,7 @@ IMAGES = (
     Image("metallb/speaker", f"v{versions.METALLB}", {"/speaker": ("metallb", "speaker")}, ("/speaker",)),
     Image("e2e-test-images/busybox", versions.BUSYBOX_TAG, {}, ("/bin/sh",), base="busybox"),
 )
-BASES = {"iptables": ("busybox", "conntrack", "ipset", "iproute2", "iptables"), "busybox": ("busybox-static",)}
+BASES = {"iptables": ("busybox", "conntrack", "ipset", "iproute2", "iptables"), "busybox": ("busybox",)}
 PAUSE_SOURCE = Path(__file__).parent / "modules" / "pause" / "pause.c"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
