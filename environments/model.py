@@ -124,6 +124,9 @@ class Machine(Section):
     disk_gib: Annotated[int, Field(ge=2)] = 20
     addresses: Annotated[dict[str, IPv4Address], Field(min_length=1)]
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # the addresses, a dict, have none
+
 
 class AptSource(Section):
     """A flat apt repository and the key that signs it."""

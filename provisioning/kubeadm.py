@@ -18,6 +18,7 @@ from provisioning.ssh import Shell, Unreachable
 # There while kubeadm works on a machine, on disk before it begins and gone when it has ended well: what tells
 # work that was cut off, which may be cleared, from a cluster, which must never be.
 MARKER = "/var/lib/haproof/kubeadm-unfinished"
+NODE = "/etc/kubernetes/kubelet.conf"
 TOKEN_TTL = "15m"
 KUBEADM_TIMEOUT_S = 900
 CRI_SOCKET = "unix:///run/containerd/containerd.sock"
@@ -115,6 +116,25 @@ def progress_of(present: Sequence[str]) -> Progress:
     return Progress.FINISHED if present else Progress.NOT_BEGUN
 
 
+def kubeadm_script(command: str) -> str:
+    """What runs `kubeadm COMMAND` on a machine, its configuration on standard input. Pure.
+
+    A runner that was killed leaves its kubeadm at work over there: the lock waits for that to end, and what it
+    has finished stays.
+    """
+    return f"""
+        exec 9>/run/lock/haproof-kubeadm
+        flock --wait {KUBEADM_TIMEOUT_S // 2} 9 || {{ echo "another kubeadm is still at work here" >&2; exit 75; }}
+        if [ -e {MARKER} ]; then
+            kubeadm reset --force --cri-socket {CRI_SOCKET} 9>&- && rm -rf /etc/cni/net.d/*
+        elif [ -e {NODE} ]; then
+            exit 0
+        fi
+        mkdir -p $(dirname {MARKER}) && touch {MARKER} && sync
+        kubeadm {command} --config /dev/stdin 9>&- && rm {MARKER}
+    """
+
+
 @dataclass(frozen=True)
 class Kubeadm:
     """What the actions of this module share."""
@@ -135,7 +155,7 @@ class Kubeadm:
     def progress(self, machine: Machine) -> Progress:
         """How far kubeadm has come on `machine`; one that cannot be entered has not begun."""
         try:
-            seen = self.shell.run(machine, f"ls -d {MARKER} /etc/kubernetes/kubelet.conf 2>/dev/null").stdout
+            seen = self.shell.run(machine, f"ls -d {MARKER} {NODE} 2>/dev/null").stdout
         except Unreachable:
             return Progress.NOT_BEGUN
         return progress_of(seen.split())
@@ -145,18 +165,8 @@ class Kubeadm:
 
         A machine that carries a finished node is left alone, whatever state that is in. Raises ActionFailed.
         """
-        progress = self.progress(machine)
-        if progress is Progress.FINISHED:
-            raise ActionFailed("the machine belongs to a cluster already, and is left as it is", machine=machine.name)
-        if progress is Progress.CUT_OFF:
-            self.shell.check(machine, f"kubeadm reset --force --cri-socket {CRI_SOCKET} && rm -rf /etc/cni/net.d/*")
-        begin = f"mkdir -p $(dirname {MARKER}) && touch {MARKER} && sync"
-        self.shell.check(
-            machine,
-            f"{begin} && kubeadm {command} --config /dev/stdin && rm {MARKER}",
-            stdin=as_yaml(documents),
-            timeout_s=KUBEADM_TIMEOUT_S,
-        )
+        script = kubeadm_script(command)
+        self.shell.check(machine, script, stdin=as_yaml(documents), timeout_s=KUBEADM_TIMEOUT_S)
 
 
 def as_yaml(documents: Sequence[dict[str, Any]]) -> str:

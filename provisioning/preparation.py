@@ -1,5 +1,6 @@
 """The action that makes machines into Kubernetes nodes, by the process `provisioning.nodes`."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,17 +61,23 @@ class NodesPrepared:
             kubernetes_key=self._signing_key,
             registry_mirror=str(kubernetes.registry_mirror) if kubernetes.registry_mirror else None,
         )
+        # The process ends when our end of this pipe does, even if we are killed.
+        lifeline, ours = os.pipe()
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "provisioning.nodes"],
+                [sys.executable, "-m", "provisioning.nodes", str(lifeline)],
                 input=job.model_dump_json(),
                 capture_output=True,
                 text=True,
                 timeout=TIMEOUT_S,
                 check=False,
+                pass_fds=[lifeline],
             )
         except subprocess.TimeoutExpired as error:
             raise ActionFailed(f"preparing the nodes did not end within {TIMEOUT_S} s") from error
+        finally:
+            os.close(lifeline)
+            os.close(ours)
         if done.returncode:
             raise ActionFailed("the process that prepares nodes ended early", output=done.stdout + done.stderr)
         answer = Answer.model_validate_json(done.stdout.strip().splitlines()[-1])

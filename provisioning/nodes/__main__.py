@@ -8,7 +8,8 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import logging  # noqa: E402 - after the patch, all of them
+import logging  # noqa: E402
+import os  # noqa: E402 - after the patch, all of them
 import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -43,8 +44,16 @@ class Failures(BaseStateCallback):
             answer.output = "\n".join(meta.stdout_lines[-20:] + meta.stderr_lines[-20:])
 
 
+def end_with(lifeline: int) -> None:
+    """End this process when the other end of `lifeline` is closed, that is, when its parent has died."""
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
 def main() -> None:
     """Read the job, do it, print the answer; the exit code is 0 whenever there is an answer."""
+    # A thread outside of gevent: reading blocks it until the parent is gone.
+    gevent.get_hub().threadpool.spawn(end_with, int(sys.argv[1]))
     job = Job.model_validate_json(sys.stdin.read())
     logging.getLogger("pyinfra").setLevel(logging.ERROR)
     answer = Answer(nodes={node.name: NodeAnswer() for node in job.nodes})

@@ -80,6 +80,20 @@ class HeldPackages(FactBase[list[str]]):
         return [line for line in output if line]
 
 
+class HalfInstalled(FactBase[list[str]]):
+    """What dpkg complains of: packages unpacked but not configured, or a journal that was not closed."""
+
+    default = list
+
+    def command(self) -> str:
+        """The journal lies in updates/ while dpkg is at work, or has died at it."""
+        return "dpkg --audit; ls /var/lib/dpkg/updates"
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        """Lines, none of them when all is well."""
+        return [line for line in output if line]
+
+
 class OomScoreLowerable(FactBase[bool]):
     """Whether root may lower a process's OOM score; containers without CAP_SYS_RESOURCE may not."""
 

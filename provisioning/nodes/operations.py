@@ -26,8 +26,13 @@ PREREQUISITES = ["ca-certificates", "containerd", "curl", "gnupg", "nfs-common"]
 REGISTRIES = ["docker.io", "quay.io", "registry.k8s.io"]
 
 
+# A run that was killed may have left an apt at work over there, which holds its locks until it ends.
+PATIENCE = {"_retries": 6, "_retry_delay": 10}
+
+
 def prepare(job: Job) -> None:
     """Everything, in order; called once for each node with pyinfra's host in context."""
+    packages_whole()
     swap_off()
     kernel()
     names(job)
@@ -39,6 +44,12 @@ def put(name: str, path: str, template: str, **values: object) -> object:
     """A file from one of our templates, owned by root."""
     text = TEMPLATES.get_template(template).render(**values)
     return files.put(name=name, src=StringIO(text), dest=path, mode="644", user="root", group="root")
+
+
+def packages_whole() -> None:
+    """Finish what an installation left that was cut off half-way; apt does nothing before that."""
+    if host.get_fact(facts.HalfInstalled):
+        server.shell(name="half-installed packages finished", commands=["dpkg --configure -a"], **PATIENCE)
 
 
 def swap_off() -> None:
@@ -69,7 +80,7 @@ def names(job: Job) -> None:
 def container_runtime(job: Job) -> None:
     """Containerd with the systemd cgroup driver, which the kubelet uses as well."""
     known = host.get_fact(facts.AptListsHave, package="containerd")
-    apt.packages(name="prerequisites", packages=PREREQUISITES, update=not known, no_recommends=True)
+    apt.packages(name="prerequisites", packages=PREREQUISITES, update=not known, no_recommends=True, **PATIENCE)
     config = put(
         "containerd's configuration",
         "/etc/containerd/config.toml",
@@ -117,8 +128,9 @@ def kubernetes_packages(job: Job) -> None:
                 "apt-get update -o Dir::Etc::sourcelist=sources.list.d/kubernetes.list -o Dir::Etc::sourceparts=- "
                 "-o APT::Get::List-Cleanup=0"
             ],
+            **PATIENCE,
         )
-    apt.packages(name="Kubernetes packages", packages=KUBERNETES_PACKAGES, no_recommends=True)
+    apt.packages(name="Kubernetes packages", packages=KUBERNETES_PACKAGES, no_recommends=True, **PATIENCE)
     held = host.get_fact(facts.HeldPackages)
     if missing := [package for package in KUBERNETES_PACKAGES if package not in held]:
         server.shell(name="Kubernetes packages held", commands=["apt-mark hold " + " ".join(missing)])
