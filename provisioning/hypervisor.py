@@ -14,6 +14,7 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 
 API_TIMEOUT_S = 60  # proxmoxer's default of 5 s is too short for a busy host
 TASK_TIMEOUT_S = 600
+STOP_TIMEOUT_S = 180  # systemd gives a unit 90 s to stop, and Pods are units of the node
 LOCK_RETRY_S = 300  # parallel clones queue at the storage's lock (CAPMOX#389, bpg#995)
 LOCKED = re.compile(r"can't lock file|got timeout|is locked|trying to acquire lock", re.IGNORECASE)
 
@@ -156,11 +157,11 @@ class Hypervisor:
         """Cut the power of `vmid` and await the task."""
         self.task("post", f"qemu/{vmid}/status/stop")
 
-    def shutdown(self, vmid: int, timeout_s: int = 60) -> None:
+    def shutdown(self, vmid: int, timeout_s: int = STOP_TIMEOUT_S) -> None:
         """Ask `vmid` to power off and await the task."""
         self.task("post", f"qemu/{vmid}/status/shutdown", timeout=timeout_s)
 
-    def reboot(self, vmid: int, timeout_s: int = 60) -> None:
+    def reboot(self, vmid: int, timeout_s: int = STOP_TIMEOUT_S) -> None:
         """Ask `vmid` to reboot and await the task."""
         self.task("post", f"qemu/{vmid}/status/reboot", timeout=timeout_s)
 

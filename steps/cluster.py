@@ -16,7 +16,7 @@ from provisioning.session import Session
 from steps.complaints import none_of, unless
 from steps.pods import execute
 
-STEADY_TIMEOUT_S = 60
+STEADY_TIMEOUT_S = 180  # MetalLB's speaker needs two tries of 30 s and a pause after a boot
 PKI = "/etc/kubernetes/pki/etcd"
 ETCDCTL = (
     "etcdctl",

@@ -14,7 +14,7 @@ from pytest_bdd import then, when
 
 from environments.model import Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
-from provisioning.hypervisor import Hypervisor
+from provisioning.hypervisor import STOP_TIMEOUT_S, Hypervisor
 from provisioning.machines import BOOT_TIMEOUT_S, in_parallel
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session
@@ -122,13 +122,26 @@ class Power:
 
     def give(self) -> None:
         """Start what was touched and is stopped; raises HypervisorError."""
-        stopped = [machine for machine in self.touched if self.hypervisor.power(machine.vmid) == "stopped"]
-        in_parallel(stopped, lambda machine: self.hypervisor.start(machine.vmid))
+        in_parallel(self.touched, self._give_one)
 
     def heal(self) -> None:
-        """Give the power back and wait until everything touched can be entered; raises ActionFailed."""
-        self.give()
-        in_parallel(self.touched, lambda machine: self.target.shell.wait(machine, BOOT_TIMEOUT_S))
+        """Give the power back and wait until everything touched can be entered; raises DeadlineExceeded."""
+        in_parallel(self.touched, self._heal_one)
+
+    def _give_one(self, machine: Machine) -> None:
+        if self.hypervisor.power(machine.vmid) == "stopped":
+            self.hypervisor.start(machine.vmid)
+
+    def _heal_one(self, machine: Machine) -> None:
+        def entered() -> bool:
+            # Asked each time: a shutdown that outlasted its deadline may end only now.
+            self._give_one(machine)
+            try:
+                return bool(self._boot(machine))
+            except Unreachable as error:
+                raise NotYet(error.output.strip() or error.cause) from error
+
+        poll(f"return of {machine.name}", entered, timeout_s=STOP_TIMEOUT_S + BOOT_TIMEOUT_S, interval_s=1)
 
     def _permitted(self, machines: tuple[Machine, ...]) -> None:
         most = self.target.environment.chaos.machines_down_max

@@ -14,7 +14,7 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 from steps.complaints import none_of, unless
 from steps.pods import PORT, Pod, await_pods, web_server
 
-ADDRESS_TIMEOUT_S = 30  # MetalLB's controller answers within a second; its leader may just be changing
+ADDRESS_TIMEOUT_S = 60  # the controller answers within a second, once it has started
 
 
 @dataclass(frozen=True)
