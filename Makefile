@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := ca-certificates debootstrap dpkg-dev e2fsprogs gcc gpg gpgv iproute2 iptables libc6-dev lxc lxcfs \
 	docker-registry mmdebstrap nftables openssh-client openssl python3-venv skopeo umoci
 
-.PHONY: help certify test check unit bench setup clean
+.PHONY: help certify test faults unit check bench setup lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -18,7 +18,11 @@ certify: setup ## build the lab's target where it is not built, then judge every
 
 test: setup check ## unit tests, then the lab built from nothing and every feature run
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests features
+	$(RUN)/pytest tests features -m "not faults"
+
+faults: setup ## the bring-up cut off at every action, by Ctrl-C and by kill -9; long
+	$(RUN)/python -m lab down --delete
+	$(RUN)/pytest tests/test_interruptions.py
 
 unit: setup ## tests that need neither root nor a target
 	$(RUN)/pytest tests -m "not lab"

@@ -1,5 +1,6 @@
 """The lab's daemon: enters the sealed world, keeps its servers and guests running, and leaves nothing behind."""
 
+import json
 import logging
 import logging.handlers
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -30,6 +30,7 @@ from lab.durable import write_bytes
 from lab.guest import LxcDriver
 from lab.hypervisor import Hypervisor
 from lab.lock import Lock
+from lab.mirror.images import registry_config
 from lab.paths import Paths
 from provisioning.poll import poll
 
@@ -65,21 +66,6 @@ def open_log(paths: Paths) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
-    )
-
-
-def registry_config(storage: Path) -> str:
-    """Write docker-registry's configuration: the built images, to be read only."""
-    return yaml.safe_dump(
-        {
-            "version": 0.1,
-            "log": {"level": "warn", "accesslog": {"disabled": True}},
-            "storage": {
-                "filesystem": {"rootdirectory": str(storage)},
-                "maintenance": {"readonly": {"enabled": True}},
-            },
-            "http": {"addr": f"{ADDRESS}:{REGISTRY_PORT}"},
-        }
     )
 
 
@@ -149,8 +135,9 @@ class Supervisor:
         lxcfs.mkdir()
         ensure_ssh_key(paths.state / "id_ed25519")
         credentials.ensure(paths.state)
-        registry = paths.run / "registry.yaml"
-        registry.write_text(registry_config(self._content / "registry"))
+        registry = paths.run / "registry.json"
+        served = registry_config(self._content / "registry", f"{ADDRESS}:{REGISTRY_PORT}", read_only=True)
+        registry.write_text(json.dumps(served))  # JSON is YAML
         with closing(_listen(API_PORT)) as api, closing(_listen(MIRROR_PORT)) as mirror, ExitStack() as children:
             into_machine = ["nsenter", f"--net=/proc/self/fd/{outside}", "--"]
             arguments = ["--fd", str(mirror.fileno()), "--content", str(self._content)]

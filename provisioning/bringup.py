@@ -6,7 +6,14 @@ from provisioning.addons import ApiAnswers, ClusterReady, ManifestApplied, PoolD
 from provisioning.cluster import Cluster
 from provisioning.hypervisor import Hypervisor, HypervisorError
 from provisioning.kubeadm import ControlPlaneBegun, Kubeadm, NodesJoined, Progress
-from provisioning.machines import Machines, MachinesCloned, MachinesRunning, MachinesShaped, TemplateMade
+from provisioning.machines import (
+    Machines,
+    MachinesCloned,
+    MachinesEntered,
+    MachinesRunning,
+    MachinesShaped,
+    TemplateMade,
+)
 from provisioning.preparation import NodesPrepared
 from provisioning.ssh import Shell
 from provisioning.state import State
@@ -46,6 +53,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
         MachinesCloned(machines),
         MachinesShaped(machines),
         MachinesRunning(machines),
+        MachinesEntered(machines),
         NodesPrepared(environment, nodes, shell, exist),
         ControlPlaneBegun(kubeadm),
         ApiAnswers(cluster, begun),

@@ -12,7 +12,7 @@ import yaml
 
 from environments.model import Environment, Machine, Role
 from provisioning.action import ActionFailed
-from provisioning.machines import in_parallel
+from provisioning.machines import answers, in_parallel
 from provisioning.ssh import Shell, Unreachable
 
 # There while kubeadm works on a machine, on disk before it begins and gone when it has ended well: what tells
@@ -154,6 +154,8 @@ class Kubeadm:
 
     def progress(self, machine: Machine) -> Progress:
         """How far kubeadm has come on `machine`; one that cannot be entered has not begun."""
+        if not answers(str(self.environment.address(machine))):
+            return Progress.NOT_BEGUN
         try:
             seen = self.shell.run(machine, f"ls -d {MARKER} {NODE} 2>/dev/null").stdout
         except Unreachable:

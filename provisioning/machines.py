@@ -303,7 +303,7 @@ def answers(address: str, port: int = 22, timeout_s: float = 0.5) -> bool:
 
 @dataclass(frozen=True)
 class MachinesRunning:
-    """Every machine runs and can be entered by SSH; its host key is pinned from then on."""
+    """Every machine runs."""
 
     context: Machines
     name: str = "machines running"
@@ -317,7 +317,7 @@ class MachinesRunning:
         return [f"start {machine.name}" for machine in self._stopped()]
 
     def apply(self) -> None:
-        """Start what is stopped, then wait for SSH on each."""
+        """Start what is stopped."""
         in_parallel(self._stopped(), self._start)
 
     def _start(self, machine: Machine) -> None:
@@ -328,4 +328,35 @@ class MachinesRunning:
                 machine=machine.name,
             )
         as_action(lambda: self.context.hypervisor.start(machine.vmid))
-        self.context.shell.wait(machine, BOOT_TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class MachinesEntered:
+    """Every machine can be entered by SSH; its host key is pinned from the first time on."""
+
+    context: Machines
+    name: str = "machines entered"
+
+    def _closed(self) -> list[Machine]:
+        mine = self.context.mine()
+        closed = []
+
+        def knock(machine: Machine) -> None:
+            if machine.name not in mine or mine[machine.name].status != "running":
+                closed.append(machine)
+                return
+            try:
+                self.context.shell.check(machine, "true", timeout_s=10)
+            except ActionFailed:
+                closed.append(machine)
+
+        in_parallel(self.context.machines, knock)
+        return [machine for machine in self.context.machines if machine in closed]
+
+    def pending(self) -> Sequence[str]:
+        """A line for each machine that cannot be entered now."""
+        return [f"enter {machine.name}" for machine in self._closed()]
+
+    def apply(self) -> None:
+        """Wait for SSH; raises ActionFailed, at once where a host key is not the pinned one."""
+        in_parallel(self._closed(), lambda machine: self.context.shell.wait(machine, BOOT_TIMEOUT_S))

@@ -20,16 +20,16 @@ PYTHON = sys.executable
 # Ends with the target gone, so that each line begins with what the line before it left.
 CLONE_AND_ENTER = """
 import time
-from provisioning.machines import Machines, MachinesCloned, MachinesRunning, MachinesShaped, TemplateMade
+from provisioning.machines import Machines, TemplateMade
+from provisioning.machines import MachinesCloned, MachinesEntered, MachinesRunning, MachinesShaped
 from provisioning.session import open_session
 session = open_session("lab")
 one = session.environment.cluster_machines[-1:]
 context = Machines(session.environment, one, session.hypervisor, session.shell)
-for action in (TemplateMade(context),):
-    if action.pending():
-        action.apply()
+if TemplateMade(context).pending():
+    TemplateMade(context).apply()
 started = time.monotonic()
-for action in (MachinesCloned(context), MachinesShaped(context), MachinesRunning(context)):
+for action in (MachinesCloned(context), MachinesShaped(context), MachinesRunning(context), MachinesEntered(context)):
     assert action.pending(), action.name
     action.apply()
 print(time.monotonic() - started)

@@ -7,7 +7,6 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lab import leftovers, sysctl
 from lab.cgroup import Cgroup, Hierarchy, parse_hierarchies
@@ -15,7 +14,7 @@ from lab.driver import DriverError, GuestSpec, Nic
 from lab.guest import Disk, LxcDriver, render_config, render_interfaces, render_preparation
 from lab.lock import LabBusyError, Lock, is_held, live_owner, recorded_owner
 from lab.paths import Paths
-from lab.supervisor import ensure_ssh_key, registry_config
+from lab.supervisor import ensure_ssh_key
 
 SPEC = GuestSpec(
     vmid=101,
@@ -186,12 +185,6 @@ def test_a_stopped_guest_refuses_and_is_left_alone(paths: Paths) -> None:
     assert driver.status(101).state == "stopped"
     with pytest.raises(DriverError, match="it is not running"):
         driver.execute(101, ["true"])
-
-
-def test_registry_is_read_only_and_inside() -> None:
-    config = yaml.safe_load(registry_config(Path("/cache/registry")))
-    assert config["storage"]["maintenance"]["readonly"]["enabled"] is True
-    assert config["http"]["addr"] == "172.31.0.1:5000"
 
 
 def test_ssh_key_is_made_once_and_private(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""The bring-up cut off anywhere: the next run goes on, and the one after that changes nothing.
+
+By `make faults`: it takes a quarter of an hour, most of it kubeadm's own patience with half-joined members.
+In order: it begins without machines, and leaves the whole target built.
+"""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from live_lab import ROOT, api, build, in_lab, machines
+
+from lab import provider
+from lab.lock import live_owner
+from lab.paths import Paths
+from provisioning.kubeadm import MARKER
+from provisioning.poll import poll
+
+pytestmark = [pytest.mark.lab, pytest.mark.faults]
+# Where a run is cut off; each in turn by Ctrl-C and by kill -9.
+ACTIONS = (
+    "template",
+    "machines cloned",
+    "machines shaped",
+    "machines running",
+    "machines entered",
+    "nodes prepared",
+    "first control plane",
+    "pod network",
+    "control planes joined",
+    "workers joined",
+    "MetalLB",
+    "MetalLB pool",
+    "cluster ready",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lab() -> None:
+    """The lab is up; these tests share it, in order. One that holds somebody's machines is left alone."""
+    provider.up(Paths.default())
+    if found := machines():
+        pytest.fail(f"the lab holds {', '.join(found)}; these tests begin without: python -m lab down --delete")
+
+
+def cut_off(action: str, number: signal.Signals) -> tuple[int, str]:
+    """Start a run, send it a signal as soon as it is at `action`, and return its end and what it said."""
+    command = [sys.executable, "-m", "provisioning", "--env", "lab"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr
+        heard = []
+        for line in process.stderr:
+            heard.append(line)
+            if line.strip() == f"… {action}":
+                # Somewhere in the action, or after it: another moment each time, the same one in every run.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(random.Random(f"{action} {number}").uniform(0, 4))
+                # As a terminal does it: the whole group hears of Ctrl-C; a kill reaches the one process only.
+                (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
+                break
+        heard += list(process.stderr)
+        return process.wait(), "".join(heard)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_run_cut_off_at_any_action_ends_at_once(action: str, number: signal.Signals) -> None:
+    code, heard = cut_off(action, number)
+    assert "building stopped at" not in heard, heard
+    # Near the end of the list a run may come to its own end before it is cut off.
+    assert code in (130 if number is signal.SIGINT else -signal.SIGKILL, 0), heard
+    assert "Traceback" not in heard
+    # The next parameter's run starts where this one ended; the last test shows where that leads.
+
+
+def test_the_next_run_converges_and_the_one_after_changes_nothing() -> None:
+    first = build()
+    assert first.returncode == 0, first.stderr
+    second = build()
+    assert second.returncode == 0, second.stderr
+    assert re.search(r"^0 changed$", second.stderr, re.MULTILINE), second.stderr
+
+
+def test_a_node_that_dies_while_it_joins_is_named_and_the_next_run_goes_on() -> None:
+    """The third worker's machine is made anew, and its power is cut when kubeadm is at work on it."""
+    in_lab(_cut_power)
+    kubectl = [sys.executable, "-m", "lab", "kubectl", "delete", "node", "srvk8s-worker03"]
+    subprocess.run(kubectl, cwd=ROOT, check=True, timeout=60, capture_output=True)
+    in_lab(_delete_worker)
+    command = [sys.executable, "-m", "provisioning", "--env", "lab"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if line.strip() == "… workers joined":
+                in_lab(_cut_power_at_work)
+                break
+        heard = "".join(process.stderr)
+    assert process.returncode == 1, heard
+    assert "stopped at “workers joined”" in heard
+    assert "machine: srvk8s-worker03" in heard
+    done = build()
+    assert done.returncode == 0, done.stderr
+
+
+def _cut_power() -> object:
+    return api().nodes("pve").qemu(123).status.stop.post()
+
+
+def _delete_worker() -> str:
+    worker = api().nodes("pve").qemu(123)
+    poll("worker off", lambda: worker.status.current.get()["status"] == "stopped", timeout_s=30)
+    return str(worker.delete())
+
+
+def _cut_power_at_work() -> str:
+    """Wait until kubeadm has begun on the third worker, then cut its power."""
+    root = Paths.default().run / "roots" / "123"
+    owner = live_owner(Paths.default())
+    assert owner
+    marker = Path(f"/proc/{owner.pid}/root{root}{MARKER}")
+    poll("kubeadm at work", marker.exists, timeout_s=120, interval_s=0.05)
+    return str(_cut_power())
+
+
+def test_a_target_is_judged_without_anything_that_building_it_left_behind(tmp_path: Path) -> None:
+    """As on another person's machine, or for a target that was built by hand."""
+    command = [sys.executable, "-m", "pytest", "--no-build", "-q", "-m", "hypervisor or nodes and not disruptive"]
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ passed", done.stdout)
+    assert "failed" not in done.stdout
