@@ -89,6 +89,7 @@ class Hypervisor(Section):
     provider: Annotated[
         str | None, Field(description="Python package whose `provider` module brings the hypervisor up")
     ] = None
+    provider_options: Annotated[dict[str, str], Field(description="what the provider is told")] = {}
 
 
 class Ssh(Section):

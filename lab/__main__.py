@@ -53,10 +53,13 @@ def _owner(paths: Paths) -> Owner:
 @app.command()
 def up(
     share: Annotated[bool, typer.Option("--share", help="Use a lab that another checkout has started.")] = False,
+    source: Annotated[
+        str, typer.Option(help="What nodes fetch: build (from Go modules) or upstream (the projects' own).")
+    ] = "build",
 ) -> None:
     """Start the lab, building what its mirror serves first if that is not in the cache; does nothing when up."""
     try:
-        owner = provider.up(Paths.default(), share=share)
+        owner = provider.up(Paths.default(), share=share, source=source)
     except (provider.LabError, LabBusyError, BuildError) as error:
         _fail(str(error))
     typer.echo(f"the lab is up: process {owner.pid} of {owner.folder}, API https://{ADDRESS}:8006")

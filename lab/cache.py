@@ -181,9 +181,9 @@ def prune(
     everything: Annotated[bool, typer.Option("--all", help="Drop what is current as well; it is built anew.")] = False,
 ) -> None:
     """Drop entries that this version of haproof does not use, and what unfinished builds left."""
-    from lab.mirror.content import recipes  # noqa: PLC0415 - the recipes import this module
+    from lab.mirror.content import SOURCES, recipes  # noqa: PLC0415 - the recipes import this module
 
     paths = Paths.default()
-    keep = set() if everything else {key(recipe) for recipe in recipes()}
+    keep = set() if everything else {key(recipe) for source in SOURCES for recipe in recipes(source)}
     for entry in builds(paths).prune(keep):
         typer.echo(f"dropped {_told(entry)}")

@@ -30,7 +30,7 @@ def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def up(paths: Paths, *, share: bool = False, progress: Progress = _say) -> Owner:
+def up(paths: Paths, *, share: bool = False, progress: Progress = _say, source: str = "build") -> Owner:
     """Bring the lab up if it is not, and return who runs it once its API answers.
 
     A lab of another checkout is used only with `share`; otherwise LabBusyError. Raises LabError when this
@@ -40,8 +40,8 @@ def up(paths: Paths, *, share: bool = False, progress: Progress = _say) -> Owner
     share = share or os.environ.get(SHARE) == "1"
     owner = live_owner(paths)
     if owner is None:
-        _examine(paths)
-        made = content.build(progress, paths)
+        _examine(paths, source)
+        made = content.build(progress, paths, source)
         progress("starting the lab")
         daemon = _spawn(paths, made)
         try:
@@ -78,7 +78,7 @@ def down(paths: Paths) -> leftovers.Leftovers:
     return found
 
 
-def enter() -> None:
+def enter(**options: str) -> None:
     """Take the calling thread, and threads it starts later, into the lab's network; the lab is started if need be.
 
     Idempotent. Raises ProviderError.
@@ -86,21 +86,24 @@ def enter() -> None:
     # Brings the Kubernetes client with it, which the lab's own commands need not wait for.
     from provisioning.session import ProviderError  # noqa: PLC0415
 
+    source = options.pop("source", "build")
+    if options:
+        raise ProviderError(f"the lab has no option {', '.join(sorted(options))}; expected: source")
     try:
-        owner = up(Paths.default())
+        owner = up(Paths.default(), source=source)
         if not namespace.in_network_of(owner.pid):
             namespace.join(owner.pid)
     except (LabError, LabBusyError, BuildError, OSError) as error:
         raise ProviderError(str(error)) from error
 
 
-def misses(paths: Paths) -> list[str]:
+def misses(paths: Paths, source: str = "build") -> list[str]:
     """Name what this machine lacks to build and run the lab, one sentence each."""
-    return doctor.misses(doctor.examine(paths, content.is_built(paths)))
+    return doctor.misses(doctor.examine(paths, content.is_built(paths, source)))
 
 
-def _examine(paths: Paths) -> None:
-    missing = misses(paths)
+def _examine(paths: Paths, source: str) -> None:
+    missing = misses(paths, source)
     if missing:
         raise LabError("this machine cannot run the lab:\n" + "\n".join(f"- {miss}" for miss in missing))
 

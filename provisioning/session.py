@@ -53,6 +53,8 @@ def open_session(name_or_file: str) -> Session:
     path: Path = find(name_or_file)
     environment = load(path)
     if environment.hypervisor.provider:
-        importlib.import_module(f"{environment.hypervisor.provider}.provider").enter()
+        importlib.import_module(f"{environment.hypervisor.provider}.provider").enter(
+            **environment.hypervisor.provider_options
+        )
     require_secrets(environment, path)
     return Session(environment, State.of(environment.name))

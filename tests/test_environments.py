@@ -17,6 +17,7 @@ SECRET = "s3cr3t-that-must-not-show"
 SOURCES = {
     "name",
     "hypervisor.provider",
+    "hypervisor.provider_options.source",
     "hypervisor.api_url",
     "hypervisor.ca",
     "hypervisor.token_id",

@@ -7,24 +7,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.cache import Cache, Progress, Recipe, builds, key
+from lab.cache import BuildError, Cache, Progress, Recipe, builds, key
 from lab.mirror import binaries
 from lab.mirror.debs import Repository
 from lab.mirror.images import Images
 from lab.mirror.manifests import Manifests
 from lab.mirror.template import Template
+from lab.mirror.upstream import FetchedImages, FetchedManifests, FetchedPackages
 from lab.paths import Paths
 
 ADDRESS = "172.31.0.1"  # the hypervisor's own in the document's cluster network
 URL = f"http://{ADDRESS}"
+SOURCES = ("build", "upstream")
 
 
 @dataclass(frozen=True)
 class Assembly:
     """One folder that leads to all parts: `packages manifests template registry licences/NAME`."""
 
+    needs: Sequence[Recipe]
     name: str = "content"
-    needs: Sequence[Recipe] = (Template(URL), Images(), Repository(), Manifests())
 
     def inputs(self) -> bytes:
         """The parts decide; how they are laid out is this."""
@@ -41,7 +43,16 @@ class Assembly:
                 (into / "licences" / name).symlink_to(path / "licences")
 
 
-def recipes() -> list[Recipe]:
+def assembly(source: str) -> Assembly:
+    """What is served, by where it comes from (see `SOURCES`); raises BuildError for anything else."""
+    if source == "build":
+        return Assembly((Template(URL), Images(), Repository(), Manifests()))
+    if source == "upstream":
+        return Assembly((Template(URL), FetchedImages(), FetchedPackages(), FetchedManifests()))
+    raise BuildError(f"the lab has no source {source!r}; expected one of: {', '.join(SOURCES)}")
+
+
+def recipes(source: str = "build") -> list[Recipe]:
     """Every recipe, needs before what needs them, each once; the last leads to all of them."""
     found: dict[str, Recipe] = {}
 
@@ -50,20 +61,20 @@ def recipes() -> list[Recipe]:
             visit(need)
         found.setdefault(recipe.name, recipe)
 
-    visit(Assembly())
+    visit(assembly(source))
     return list(found.values())
 
 
-def is_built(paths: Paths | None = None) -> bool:
+def is_built(paths: Paths | None = None, source: str = "build") -> bool:
     """Whether everything is in the cache already."""
-    return _is_whole(builds(paths or Paths.default()).folder / key(Assembly()))
+    return _is_whole(builds(paths or Paths.default()).folder / key(assembly(source)))
 
 
 def _is_whole(assembled: Path) -> bool:
     return assembled.is_dir() and all(path.exists() for path in assembled.rglob("*"))
 
 
-def build(progress: Progress, paths: Paths | None = None) -> Path:
+def build(progress: Progress, paths: Paths | None = None, source: str = "build") -> Path:
     """Make what is missing and return the folder that leads to all of it (see `Assembly`); raises BuildError.
 
     Go's own builds use every core, so they follow one another; what waits for the network runs beside them.
@@ -74,10 +85,10 @@ def build(progress: Progress, paths: Paths | None = None) -> Path:
     def told(line: str) -> None:
         progress(f"[{time.monotonic() - started:5.0f} s] {line}")
 
-    assembled = cache.folder / key(Assembly())
+    assembled = cache.folder / key(assembly(source))
     if assembled.is_dir() and not _is_whole(assembled):
         shutil.rmtree(assembled)  # someone removed a part by hand
-    return assembled if assembled.is_dir() else _build_all(cache, recipes(), told)
+    return assembled if assembled.is_dir() else _build_all(cache, recipes(source), told)
 
 
 def _build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> Path:
