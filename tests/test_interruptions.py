@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -86,21 +87,49 @@ def test_the_next_run_converges_and_the_one_after_changes_nothing() -> None:
     assert re.search(r"^0 changed$", second.stderr, re.MULTILINE), second.stderr
 
 
-def test_a_node_that_dies_while_it_joins_is_named_and_the_next_run_goes_on() -> None:
-    """The third worker's machine is made anew, and its power is cut when kubeadm is at work on it."""
+def _remove_worker() -> None:
+    """Take the third worker out of the cluster and off the hypervisor, so that a run has to make it anew."""
     in_lab(_cut_power)
     kubectl = [sys.executable, "-m", "lab", "kubectl", "delete", "node", "srvk8s-worker03"]
     subprocess.run(kubectl, cwd=ROOT, check=True, timeout=60, capture_output=True)
     in_lab(_delete_worker)
+
+
+def run_until(action: str, then: Callable[[], object]) -> tuple[int, str]:
+    """A whole run, with something done when it comes to `action`; returns its end and what it said after that."""
     command = [sys.executable, "-m", "provisioning", "--env", "lab"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         for line in process.stderr:
-            if line.strip() == "… workers joined":
-                in_lab(_cut_power_at_work)
+            if line.strip() == f"… {action}":
+                then()
                 break
         heard = "".join(process.stderr)
-    assert process.returncode == 1, heard
+    return process.returncode, heard
+
+
+def _kill_mirror() -> None:
+    """End the daemon's child that serves packages; the daemon starts another."""
+    owner = live_owner(Paths.default())
+    assert owner
+    children = Path(f"/proc/{owner.pid}/task").glob("*/children")
+    pids = [int(pid) for listed in children for pid in listed.read_text().split()]
+    (mirror,) = [pid for pid in pids if b"lab.mirror" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(mirror, signal.SIGKILL)
+
+
+def test_a_mirror_that_dies_during_a_build_costs_a_second_run_at_most() -> None:
+    _remove_worker()
+    code, heard = run_until("nodes prepared", _kill_mirror)
+    assert code == 0 or "stopped at “nodes prepared”" in heard, heard
+    done = build()
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_node_that_dies_while_it_joins_is_named_and_the_next_run_goes_on() -> None:
+    _remove_worker()
+    code, heard = run_until("workers joined", lambda: in_lab(_cut_power_at_work))
+    assert code == 1, heard
     assert "stopped at “workers joined”" in heard
     assert "machine: srvk8s-worker03" in heard
     done = build()
