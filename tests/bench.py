@@ -30,8 +30,8 @@ if TemplateMade(context).pending():
     TemplateMade(context).apply()
 started = time.monotonic()
 for action in (MachinesCloned(context), MachinesShaped(context), MachinesRunning(context), MachinesEntered(context)):
-    assert action.pending(), action.name
-    action.apply()
+    if action.pending():
+        action.apply()
 print(time.monotonic() - started)
 """
 
