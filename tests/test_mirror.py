@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -12,9 +13,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from environments.load import find, load
+from lab.cache import BuildError, Cache, Progress, Recipe
 from lab.mirror import apt, versions
 from lab.mirror.aptproxy import Archive, is_immutable
-from lab.mirror.content import URL, recipes
+from lab.mirror.content import URL, _build_all, recipes
 from lab.mirror.debs import PACKAGES, REPOSITORY
 from lab.mirror.images import IMAGES, registry_config
 from lab.mirror.manifests import MANIFESTS
@@ -161,6 +163,28 @@ def test_recipes_come_after_what_they_need() -> None:
     for recipe in recipes():
         assert {need.name for need in recipe.needs} <= seen
         seen.add(recipe.name)
+
+
+def test_after_a_failure_nothing_more_is_begun(tmp_path: Path) -> None:
+    begun = []
+
+    @dataclass
+    class Failing:
+        name: str
+        needs: Sequence[Recipe] = ()
+
+        def inputs(self) -> bytes:
+            return b""
+
+        def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
+            begun.append(self.name)
+            raise BuildError("no")
+
+    first = Failing("first")
+    ordered = [first, Failing("second", [first]), Failing("last", [first])]
+    with pytest.raises(BuildError, match="no"):
+        _build_all(Cache(tmp_path), ordered, lambda _: None)
+    assert begun == ["first"]
 
 
 def test_names_of_images_do_not_collide_where_registries_share_one_storage() -> None:

@@ -104,4 +104,10 @@ def _build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> P
             # One lane waits for the other only through what is needed, which its own lane began before.
             lane = compiling if recipe.needs or isinstance(recipe, binaries.GoPrograms) else fetching
             waiting[recipe.name] = lane.submit(ensure, recipe, {name: waiting[name] for name in names})
-        return waiting[ordered[-1].name].result()
+        try:
+            return waiting[ordered[-1].name].result()
+        except BaseException:
+            # A failure or a Ctrl-C ends what is being built; what only waits for its turn is not begun.
+            for future in waiting.values():
+                future.cancel()
+            raise
