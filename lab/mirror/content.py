@@ -1,6 +1,7 @@
 """All that the mirror serves, built where it is not there yet; independent parts side by side."""
 
 import shutil
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,14 +92,29 @@ def build(progress: Progress, paths: Paths | None = None, source: str = "build")
     return assembled if assembled.is_dir() else _build_all(cache, recipes(source), told)
 
 
+class NotBegun(BuildError):
+    """A part was left alone because another one had failed, or the run was stopped."""
+
+
 def _build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> Path:
-    """Make `ordered`, needs first, and return the last one's folder; that one sees all before it."""
+    """Make `ordered`, needs first, and return the last one's folder; that one sees all before it.
+
+    A failure or a Ctrl-C ends what is being built; what waits for its turn is not begun.
+    """
+    ended = threading.Event()
+
+    def ensure(recipe: Recipe, before: Mapping[str, Future[Path]]) -> Path:
+        made = {name: future.result() for name, future in before.items()}
+        if ended.is_set():
+            raise NotBegun(recipe.name)
+        try:
+            return cache.ensure(recipe, made, progress)
+        except BaseException:
+            ended.set()
+            raise
+
     with ThreadPoolExecutor(1) as compiling, ThreadPoolExecutor(1) as fetching:
         waiting: dict[str, Future[Path]] = {}
-
-        def ensure(recipe: Recipe, before: Mapping[str, Future[Path]]) -> Path:
-            return cache.ensure(recipe, {name: future.result() for name, future in before.items()}, progress)
-
         for recipe in ordered:
             names = list(waiting) if recipe is ordered[-1] else [need.name for need in recipe.needs]
             # One lane waits for the other only through what is needed, which its own lane began before.
@@ -106,8 +122,8 @@ def _build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> P
             waiting[recipe.name] = lane.submit(ensure, recipe, {name: waiting[name] for name in names})
         try:
             return waiting[ordered[-1].name].result()
-        except BaseException:
-            # A failure or a Ctrl-C ends what is being built; what only waits for its turn is not begun.
-            for future in waiting.values():
-                future.cancel()
-            raise
+        except NotBegun:
+            causes = (future.exception() for future in waiting.values())
+            raise next(cause for cause in causes if cause and not isinstance(cause, NotBegun)) from None
+        finally:
+            ended.set()
