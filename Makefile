@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 export PATH := $(PATH):$(CURDIR)/$(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What the lab uses of Debian: system containers, the mirror's builders, the registry.
-PACKAGES := ca-certificates debootstrap dpkg-dev e2fsprogs gcc gpg gpgv iproute2 iptables libc6-dev lxc lxcfs \
+PACKAGES := ca-certificates debootstrap dpkg-dev e2fsprogs gcc gpg gpg-agent gpgv iproute2 iptables libc6-dev lxc lxcfs \
 	docker-registry mmdebstrap nftables openssh-client openssl python3-venv skopeo umoci
 
 .PHONY: help certify test faults unit check bench setup lock clean

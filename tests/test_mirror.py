@@ -182,7 +182,7 @@ def test_after_a_failure_nothing_more_is_begun(tmp_path: Path) -> None:
 
     first, second = Failing("first"), Failing("second")
     ordered = [first, second, Failing("last", [second])]
-    with pytest.raises(BuildError, match="^no$"):
+    with pytest.raises(BuildError, match=r"^no$"):
         _build_all(Cache(tmp_path), ordered, lambda _: None)
     assert begun == ["first"]
 

@@ -7,9 +7,9 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cmp_to_key
 from pathlib import Path
 
 import httpx
@@ -78,11 +78,13 @@ def newest(packages: Sequence[dict[str, str]], name: str) -> dict[str, str]:
     if not candidates:
         raise BuildError(f"the repository lists no package {name}")
 
-    def compare(one: dict[str, str], other: dict[str, str]) -> int:
-        words = f"dpkg --compare-versions {one['Version']} gt {other['Version']} && echo 1 || echo -1"
-        return int(run(["sh", "-c", words]))
-
-    return max(candidates, key=cmp_to_key(compare))
+    # The versions are another host's text: words of a command here, never part of a script.
+    best = candidates[0]
+    for package in candidates[1:]:
+        command = ["dpkg", "--compare-versions", package["Version"], "gt", best["Version"]]
+        if subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0:
+            best = package
+    return best
 
 
 def digest_of(release: str, name: str) -> str:
