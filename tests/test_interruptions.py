@@ -96,16 +96,16 @@ def _remove_worker() -> None:
 
 
 def run_until(action: str, then: Callable[[], object]) -> tuple[int, str]:
-    """A whole run, with something done when it comes to `action`; returns its end and what it said after that."""
+    """A whole run, with something done when it comes to `action`; returns its end and what it said."""
     command = [sys.executable, "-m", "provisioning", "--env", "lab"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
+        heard = []
         for line in process.stderr:
+            heard.append(line)
             if line.strip() == f"… {action}":
                 then()
-                break
-        heard = "".join(process.stderr)
-    return process.returncode, heard
+    return process.returncode, "".join(heard)
 
 
 def _kill_mirror() -> None:
@@ -143,7 +143,9 @@ def _cut_power() -> object:
 def _delete_worker() -> str:
     worker = api().nodes("pve").qemu(123)
     poll("worker off", lambda: worker.status.current.get()["status"] == "stopped", timeout_s=30)
-    return str(worker.delete())
+    worker.delete()
+    here = api().nodes("pve").qemu
+    return str(poll("worker gone", lambda: 123 not in {row["vmid"] for row in here.get()}, timeout_s=30))
 
 
 def _cut_power_at_work() -> str:
