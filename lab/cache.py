@@ -5,9 +5,11 @@ import fcntl
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -44,8 +46,13 @@ class Recipe(Protocol):
 
 
 def key(recipe: Recipe) -> str:
-    """The name of the recipe's entry: `name-` and 16 hex digits over all inputs, those of its needs included."""
+    """The name of the recipe's entry: `name-` and 16 hex digits over all that decides the result.
+
+    That is its inputs, the text of the module that makes it, and its needs.
+    """
     digest = hashlib.sha256(recipe.inputs())
+    maker = sys.modules[type(recipe).__module__].__file__
+    digest.update(Path(maker).read_bytes() if maker else b"")
     for need in recipe.needs:
         digest.update(key(need).encode())
     return f"{recipe.name}-{digest.hexdigest()[:16]}"
@@ -53,7 +60,7 @@ def key(recipe: Recipe) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the cache, and its size in bytes."""
+    """One folder of the cache, what it takes on disk, and when it was last used (seconds since 1970)."""
 
     path: Path
     size_bytes: int
@@ -71,6 +78,20 @@ class Cache:
 
     folder: Path
 
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Keep `prune` away while entries are made, and between one and what is made of it. Raises BuildError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise BuildError(
+                f"cannot build in {self.folder}: {error.strerror}; set XDG_CACHE_HOME to a folder you may write to"
+            ) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
     def ensure(self, recipe: Recipe, made: Mapping[str, Path], progress: Progress) -> Path:
         """The folder of the recipe's result, made now if it is not there yet.
 
@@ -78,27 +99,28 @@ class Cache:
         Raises BuildError.
         """
         entry = self.folder / key(recipe)
-        if entry.is_dir():
-            os.utime(entry)
-            return entry
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._held(entry, progress):
-                if not entry.is_dir():
-                    self._build(recipe, entry, made, progress)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            free_mib = shutil.disk_usage(self.folder).free >> 20
-            raise BuildError(
-                f"no room to build {recipe.name} in {self.folder} ({free_mib} MiB free); "
-                "free some, or drop old entries by `python -m lab cache prune`"
-            ) from error
+        with self.building():
+            if entry.is_dir():
+                os.utime(entry)
+                return entry
+            try:
+                with self._held(entry, progress):
+                    if not entry.is_dir():
+                        self._build(recipe, entry, made, progress)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                free_mib = shutil.disk_usage(self.folder).free >> 20
+                raise BuildError(
+                    f"no room to build {recipe.name} in {self.folder} ({free_mib} MiB free); "
+                    "free some, or drop old entries by `python -m lab cache prune`"
+                ) from error
         return entry
 
     def _build(self, recipe: Recipe, entry: Path, made: Mapping[str, Path], progress: Progress) -> None:
         for dead in self.folder.glob(f"{entry.name}{PARTIAL}*"):
-            shutil.rmtree(dead)  # we hold the entry's lock, so whoever made it is gone
+            # We hold the entry's lock, so its builder is gone; what its last program still writes goes next time.
+            _remove(dead)
         partial = self.folder / f"{entry.name}{PARTIAL}{uuid4().hex[:8]}"
         started = time.monotonic()
         progress(f"building {recipe.name}")
@@ -108,7 +130,7 @@ class Cache:
             os.sync()
             partial.rename(entry)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
         progress(f"built {recipe.name} in {time.monotonic() - started:.0f} s")
 
@@ -122,39 +144,83 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _busy(self, entry: Path) -> bool:
-        """Whether a builder holds the entry's lock."""
-        name = entry.name.split(PARTIAL)[0]
-        with (self.folder / f".{name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+    @contextmanager
+    def using(self, entry: Path) -> Iterator[None]:
+        """Keep `entry`, and every entry that it links to, from being pruned."""
+        with self._use_of(entry).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    def _use_of(self, entry: Path) -> Path:
+        return self.folder / f".{entry.name}.used"
+
+    def _in_use(self) -> set[str]:
+        """The names of the entries that someone uses, and of those that they link to."""
+        found: set[str] = set()
+        for entry in self.folder.iterdir():
+            if not self._use_of(entry).exists():
+                continue
+            with self._use_of(entry).open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    for path in (entry, *entry.rglob("*")):
+                        inside = path.resolve().relative_to(self.folder.resolve()).parts
+                        found.add(inside[0])
+        return found
 
     def entries(self) -> list[Entry]:
         """Everything in the cache, by name."""
         if not self.folder.is_dir():
             return []
-        return [
-            Entry(path, sum(f.lstat().st_size for f in path.rglob("*")), path.stat().st_mtime)
-            for path in sorted(self.folder.iterdir())
-            if path.is_dir()
-        ]
+        folders = sorted(path for path in self.folder.iterdir() if path.is_dir())
+        return [Entry(path, size_bytes(path), path.stat().st_mtime) for path in folders]
 
     def prune(self, keep: set[str]) -> list[Entry]:
-        """Remove entries not named in `keep` and what dead builders left; those being built stay."""
-        removed = []
-        for entry in self.entries():
-            if entry.path.name not in keep and not self._busy(entry.path):
-                shutil.rmtree(entry.path)
-                removed.append(entry)
+        """Remove entries not named in `keep` nor in use, and what dead builders left.
+
+        Raises BuildError while something is being built.
+        """
+        if not self.folder.is_dir():
+            return []
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BuildError(f"another run is building in {self.folder}; prune it when that has ended") from error
+            keep = keep | self._in_use()
+            removed = [entry for entry in self.entries() if entry.path.name not in keep]
+            for entry in removed:
+                _remove(entry.path)
+            for left in self.folder.glob(".*-*"):
+                if not (self.folder / left.stem.removeprefix(".")).is_dir():
+                    left.unlink()
         return removed
+
+
+def _remove(folder: Path) -> None:
+    """Remove `folder` but nothing mounted below it: a builder that was killed may have had /proc and /dev there."""
+    subprocess.run(["rm", "-rf", "--one-file-system", "--", folder], check=False, stderr=subprocess.DEVNULL)
+
+
+def size_bytes(folder: Path) -> int:
+    """What `folder` takes on disk; files that go away meanwhile do not count."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    return total
 
 
 def builds(paths: Paths) -> Cache:
     """The cache of what the mirror serves."""
     return Cache(paths.cache / "builds")
+
+
+def apt_archive(paths: Paths) -> Path:
+    """Where the mirror keeps what nodes fetched of Debian."""
+    return paths.cache / "apt"
 
 
 cache_app = typer.Typer(help="What the mirror serves was built once and is kept: show it, or drop what is outdated.")
@@ -169,21 +235,34 @@ def _told(entry: Entry) -> str:
 @cache_app.command("list")
 def list_entries() -> None:
     """Show every entry with its size and when it was last used."""
-    cache = builds(Paths.default())
-    entries = cache.entries()
+    paths = Paths.default()
+    entries = builds(paths).entries()
     for entry in entries:
         typer.echo(_told(entry))
-    typer.echo(f"{sum(e.size_bytes for e in entries) / 2**20:9.1f} MiB in {cache.folder}")
+    apt_bytes = size_bytes(apt_archive(paths))
+    typer.echo(f"{apt_bytes / 2**20:9.1f} MiB  what nodes fetched of Debian")
+    typer.echo(f"{(sum(e.size_bytes for e in entries) + apt_bytes) / 2**20:9.1f} MiB in {paths.cache}")
 
 
 @cache_app.command()
 def prune(
-    everything: Annotated[bool, typer.Option("--all", help="Drop what is current as well; it is built anew.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Drop what is current as well, and Debian's packages; all is made anew.")
+    ] = False,
 ) -> None:
-    """Drop entries that this version of haproof does not use, and what unfinished builds left."""
+    """Drop entries that this version of haproof does not use, and what unfinished builds left.
+
+    What a running lab serves stays.
+    """
     from lab.mirror.content import SOURCES, recipes  # noqa: PLC0415 - the recipes import this module
 
     paths = Paths.default()
-    keep = set() if everything else {key(recipe) for source in SOURCES for recipe in recipes(source)}
-    for entry in builds(paths).prune(keep):
-        typer.echo(f"dropped {_told(entry)}")
+    try:
+        keep = set() if everything else {key(recipe) for source in SOURCES for recipe in recipes(source)}
+        for entry in builds(paths).prune(keep):
+            typer.echo(f"dropped {_told(entry)}")
+    except BuildError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    if everything:
+        shutil.rmtree(apt_archive(paths), ignore_errors=True)

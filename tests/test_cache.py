@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -103,22 +102,31 @@ def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
     assert Cache(tmp_path).entries() == []
 
 
-def test_prune_keeps_what_is_named_and_what_is_being_built(tmp_path: Path) -> None:
+def test_prune_keeps_what_is_named_and_drops_what_a_dead_builder_left(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     kept, outdated = cache.ensure(Writing(), {}, silent), cache.ensure(Writing(text="old"), {}, silent)
     (tmp_path / "dead-0.partial-1").mkdir()
-    inside, release = threading.Event(), threading.Event()
+    assert {entry.path.name for entry in cache.prune({kept.name})} == {outdated.name, "dead-0.partial-1"}
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", f".{kept.name}.lock", kept.name]
 
-    def hold() -> None:
-        inside.set()
-        release.wait(10)
 
-    busy: Any = threading.Thread(target=cache.ensure, args=(Writing("busy", during=hold), {}, silent))
-    busy.start()
-    assert inside.wait(10)
-    removed = {entry.path.name for entry in cache.prune({kept.name})}
-    release.set()
-    busy.join()
-    assert removed == {outdated.name, "dead-0.partial-1"}
-    assert kept.is_dir()
-    assert any(entry.path.name.startswith("busy-") for entry in cache.entries())
+def test_prune_keeps_what_a_running_mirror_serves(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    part = cache.ensure(Writing("part"), {}, silent)
+    served = cache.ensure(Writing("served"), {}, silent)
+    (served / "link").symlink_to(part / "file")
+    with cache.using(served):
+        assert cache.prune(set()) == []
+    assert {entry.path for entry in cache.prune(set())} == {part, served}
+
+
+def test_prune_refuses_while_something_is_built(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.building(), pytest.raises(BuildError, match="another run is building"):
+        cache.prune(set())
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BuildError, match=r"cannot build in .*set XDG_CACHE_HOME"):
+        Cache(tmp_path / "file/builds").ensure(Writing(), {}, silent)

@@ -1,22 +1,26 @@
 """The mirror's decisions, and its proxy against an archive that misbehaves."""
 
 import asyncio
+import errno
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from environments.load import find, load
 from lab.cache import BuildError, Cache, Progress, Recipe
 from lab.mirror import apt, versions
-from lab.mirror.aptproxy import Archive, is_immutable
-from lab.mirror.content import URL, _build_all, recipes
+from lab.mirror.aptproxy import ATTEMPTS_HELD, Archive, Download, is_immutable
+from lab.mirror.content import URL, build_all, recipes
 from lab.mirror.debs import PACKAGES, REPOSITORY
 from lab.mirror.images import IMAGES, registry_config
 from lab.mirror.manifests import MANIFESTS
@@ -118,16 +122,94 @@ def test_an_archive_that_does_not_answer_is_asked_again(tmp_path: Path) -> None:
         assert client.get("/debian/bookworm/pool/a.deb").content == b"late"
 
 
-def test_a_download_that_breaks_is_never_served(tmp_path: Path) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        async def broken() -> AsyncIterator[bytes]:
-            yield b"half of a pack"
-            raise httpx.ReadError("cut")
+async def broken(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+    raise httpx.ReadError("cut")
 
-        return httpx.Response(200, content=broken())
+
+@pytest.mark.parametrize("path", ["pool/a.deb", "dists/bookworm/InRelease"])
+def test_a_download_that_breaks_is_never_served(tmp_path: Path, path: str) -> None:
+    with client_of(tmp_path, lambda _: httpx.Response(200, content=broken(b"half"))) as client:
+        assert client.get(f"/debian/bookworm/{path}").status_code == 504
+    assert [path for path in (tmp_path / "kept").rglob("*") if path.is_file()] == []
+
+
+def test_a_download_that_breaks_while_it_is_passed_on_breaks_for_the_node_too(tmp_path: Path) -> None:
+    async def read() -> list[bytes]:
+        download, read = Download(tmp_path / "partial"), []
+        download.answered({"content-length": "100"})
+        download.write(b"half")
+        following = download.follow()
+        read.append(await anext(following))
+        download.end(HTTPException(504))
+        with pytest.raises(HTTPException):
+            await anext(following)
+        return read
+
+    assert asyncio.run(read()) == [b"half"]
+    assert not (tmp_path / "partial").exists()
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_download_goes_on_where_it_broke_off(tmp_path: Path, resumes: bool) -> None:
+    ranges = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        ranges.append(request.headers.get("range"))
+        if not ranges[-1]:
+            return httpx.Response(200, content=broken(b"half of "), headers={"content-length": "14"})
+        return httpx.Response(206, content=b"a pack") if resumes else httpx.Response(200, content=b"half of a pack")
 
     with client_of(tmp_path, answer) as client:
-        assert client.get("/debian/bookworm/pool/a.deb").status_code == 504
+        assert client.get("/debian/bookworm/pool/a.deb").content == b"half of a pack"
+    assert ranges == [None, "bytes=8-"]
+    assert (tmp_path / "kept/pool/a.deb").read_bytes() == b"half of a pack"
+
+
+def test_a_package_is_passed_on_while_it_arrives_and_once_to_all(tmp_path: Path) -> None:
+    asked, last_may_come = [], asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first"
+        await last_may_come.wait()
+        yield b" last"
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(200, content=body())
+
+    async def first_then_rest(reply: Response) -> tuple[bytes, bytes]:
+        assert isinstance(reply, StreamingResponse)
+        chunks = [bytes(chunk) async for chunk in _noting(reply.body_iterator, last_may_come)]
+        return chunks[0], b"".join(chunks)
+
+    async def two_nodes() -> list[tuple[bytes, bytes]]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as upstream:
+            archive = Archive("http://archive.invalid/", tmp_path, upstream)
+            scope = {"type": "http", "path_params": {"path": "pool/a.deb"}}
+            replies = [await archive.serve(Request(scope)) for _ in range(2)]
+            return list(await asyncio.gather(*(first_then_rest(reply) for reply in replies)))
+
+    assert asyncio.run(two_nodes()) == [(b"first", b"first last")] * 2
+    assert asked == ["/pool/a.deb"]
+
+
+async def _noting(chunks: AsyncIterable[object], seen: asyncio.Event) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        seen.set()
+        assert isinstance(chunk, bytes)
+        yield chunk
+
+
+def test_a_full_disk_is_said_to_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Download, chunk: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Download, "write", full)
+    with client_of(tmp_path, lambda _: httpx.Response(200, content=b"index")) as client:
+        reply = client.get("/debian/bookworm/dists/bookworm/InRelease")
+    assert reply.status_code == 507
+    assert "no room" in reply.text
     assert [path for path in (tmp_path / "kept").rglob("*") if path.is_file()] == []
 
 
@@ -136,11 +218,16 @@ def test_a_kept_index_is_served_while_the_archive_is_away(tmp_path: Path) -> Non
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"yesterday's")
 
+    asked = []
+
     def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
         raise httpx.ConnectError("away")
 
     with client_of(tmp_path, answer) as client:
-        assert client.get("/debian/bookworm/dists/bookworm/InRelease").content == b"yesterday's"
+        for _ in range(3):
+            assert client.get("/debian/bookworm/dists/bookworm/InRelease").content == b"yesterday's"
+    assert len(asked) == ATTEMPTS_HELD  # then it is known to be away
 
 
 def test_a_path_cannot_leave_the_archive(tmp_path: Path) -> None:
@@ -183,7 +270,7 @@ def test_after_a_failure_nothing_more_is_begun(tmp_path: Path) -> None:
     first, second = Failing("first"), Failing("second")
     ordered = [first, second, Failing("last", [second])]
     with pytest.raises(BuildError, match=r"^no$"):
-        _build_all(Cache(tmp_path), ordered, lambda _: None)
+        build_all(Cache(tmp_path), ordered, lambda _: None)
     assert begun == ["first"]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lab.cache import BuildError
+from lab.cache import BuildError, Cache, apt_archive
 from lab.mirror import apt, versions
 from lab.mirror.content import build as build_content
 from lab.mirror.server import create_app
@@ -38,8 +38,8 @@ def serve(
 ) -> None:
     """Serve the content on a socket made by the parent process."""
     paths = Paths.default()
-    with socket.socket(fileno=fd) as listening:
-        serve_app(create_app(content, apt.sources(versions.DEBIAN), paths.cache / "apt"), listening)
+    with socket.socket(fileno=fd) as listening, Cache(content.parent).using(content):
+        serve_app(create_app(content, apt.sources(versions.DEBIAN), apt_archive(paths)), listening)
 
 
 if __name__ == "__main__":

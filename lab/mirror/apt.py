@@ -1,6 +1,7 @@
 """The machine's own apt sources, as apt itself tells them."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from lab.cache import BuildError
 from lab.mirror.command import run
@@ -27,8 +28,9 @@ def parse(listing: str, release: str) -> tuple[Source, ...]:
     return tuple(Source(uri, suite, tuple(dict.fromkeys(found))) for (uri, suite), found in components.items())
 
 
+@cache
 def sources(release: str) -> tuple[Source, ...]:
-    """What this machine is set up to fetch `release` from; raises BuildError when it is not."""
+    """What this machine is set up to fetch `release` from, asked once; raises BuildError when it is not."""
     found = parse(run(["apt-get", "indextargets", "--format", FORMAT, "Identifier: Packages"]), release)
     if not any(source.suite == release for source in found):
         raise BuildError(

@@ -5,32 +5,26 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from lab.cache import BuildError, Progress, Recipe
 from lab.mirror import versions
-from lab.mirror.command import run
+from lab.mirror.command import retried, run
 
 MODULES = Path(__file__).parent / "modules"
 GO_MINIMUM = (1, 22)
 GO_TIMEOUT_S = 2400
-# A proxy that does not answer may do so later; one that answers 403 or 404 will not.
-PASSING = re.compile(r"i/o timeout|TLS handshake timeout|connection reset|unexpected EOF|: 50[234]\b", re.IGNORECASE)
 
 
+@cache
 def go_version() -> str:
-    """The installed Go, as `go1.26.8`; raises BuildError when there is none or it is too old."""
+    """The installed Go, as `go1.26.8`, asked once; raises BuildError when there is none or it is too old."""
     version = run(["go", "env", "GOVERSION"]).strip()
     match = re.match(r"go(\d+)\.(\d+)", version)
     if not match or (int(match[1]), int(match[2])) < GO_MINIMUM:
         raise BuildError(f"Go {version} is too old to build Kubernetes; install Go 1.22 or newer")
     return version
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, BuildError) and bool(PASSING.search(str(error)))
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,6 @@ class GoPrograms:
     programs: Mapping[str, str]
     ldflags: str = "-s -w"
     cgo: bool = False
-    licences_of: Sequence[str] = ()
     needs: Sequence[Recipe] = field(default=())
 
     def inputs(self) -> bytes:
@@ -53,26 +46,32 @@ class GoPrograms:
         """Compile each program, and lay the modules' licences beside them."""
         work = into / "src"
         shutil.copytree(MODULES / self.name, work)
+        (work / "tmp").mkdir()
         for program, package in self.programs.items():
             self._compile(work, package, into / "bin" / program)
             progress(f"compiled {program}")
         self._licences(work, into / "licences")
         shutil.rmtree(work)
 
-    @retry(retry=retry_if_exception(_may_pass), stop=stop_after_attempt(4), wait=wait_fixed(5), reraise=True)
+    def _environment(self, work: Path) -> dict[str, str]:
+        """What go is told: its versions and their checksums are ours, and what it leaves when killed is cleared."""
+        return {
+            "CGO_ENABLED": "1" if self.cgo else "0",
+            "GOFLAGS": "-mod=readonly -buildvcs=false",
+            "GOTMPDIR": str(work / "tmp"),
+        }
+
+    @retried
     def _compile(self, work: Path, package: str, output: Path) -> None:
         ldflags = f"{self.ldflags} -extldflags -static" if self.cgo else self.ldflags
-        environment = {"CGO_ENABLED": "1" if self.cgo else "0", "GOFLAGS": "-mod=mod -buildvcs=false"}
         command: list[str | Path] = ["go", "build", "-trimpath", "-ldflags", ldflags, "-o", output, package]
-        run(command, cwd=work, env=environment, timeout_s=GO_TIMEOUT_S)
+        run(command, cwd=work, env=self._environment(work), timeout_s=GO_TIMEOUT_S)
 
     def _licences(self, work: Path, into: Path) -> None:
         """Copy the licence files of every module that the programs are made of."""
         template = "{{with .Module}}{{.Path}}\t{{.Dir}}{{end}}"
         packages = sorted(set(self.programs.values()))
-        listed = run(
-            ["go", "list", "-deps", "-f", template, *packages], cwd=work, env={"GOFLAGS": "-mod=mod -buildvcs=false"}
-        )
+        listed = run(["go", "list", "-deps", "-f", template, *packages], cwd=work, env=self._environment(work))
         for line in sorted(set(listed.split("\n")) - {""}):
             module, _, folder = line.partition("\t")
             for found in sorted(Path(folder).glob("[LN][IO][CT]*E*")) if folder else ():

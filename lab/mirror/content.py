@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +67,11 @@ def recipes(source: str = "build") -> list[Recipe]:
 
 
 def is_built(paths: Paths | None = None, source: str = "build") -> bool:
-    """Whether everything is in the cache already."""
-    return _is_whole(builds(paths or Paths.default()).folder / key(assembly(source)))
+    """Whether everything is in the cache already; not so where this machine cannot even tell what is needed."""
+    try:
+        return _is_whole(builds(paths or Paths.default()).folder / key(assembly(source)))
+    except BuildError:
+        return False
 
 
 def _is_whole(assembled: Path) -> bool:
@@ -80,38 +83,41 @@ def build(progress: Progress, paths: Paths | None = None, source: str = "build")
 
     Go's own builds use every core, so they follow one another; what waits for the network runs beside them.
     """
-    cache = builds(paths or Paths.default())
+    cache, ordered = builds(paths or Paths.default()), recipes(source)
     started = time.monotonic()
 
     def told(line: str) -> None:
         progress(f"[{time.monotonic() - started:5.0f} s] {line}")
 
-    assembled = cache.folder / key(assembly(source))
-    if assembled.is_dir() and not _is_whole(assembled):
-        shutil.rmtree(assembled)  # someone removed a part by hand
-    return assembled if assembled.is_dir() else _build_all(cache, recipes(source), told)
+    assembled = cache.folder / key(ordered[-1])
+    with cache.building():
+        if assembled.is_dir() and not _is_whole(assembled):
+            shutil.rmtree(assembled)  # someone removed a part by hand
+        return assembled if assembled.is_dir() else build_all(cache, ordered, told)
 
 
 class NotBegun(BuildError):
     """A part was left alone because another one had failed, or the run was stopped."""
 
 
-def _build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> Path:
+def build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> Path:
     """Make `ordered`, needs first, and return the last one's folder; that one sees all before it.
 
-    A failure or a Ctrl-C ends what is being built; what waits for its turn is not begun.
+    The first failure or a Ctrl-C ends it: nothing else is begun, and what is being made goes no further than
+    its next step.
     """
     ended = threading.Event()
+
+    def told(line: str) -> None:
+        if ended.is_set():
+            raise NotBegun(line)
+        progress(line)
 
     def ensure(recipe: Recipe, before: Mapping[str, Future[Path]]) -> Path:
         made = {name: future.result() for name, future in before.items()}
         if ended.is_set():
             raise NotBegun(recipe.name)
-        try:
-            return cache.ensure(recipe, made, progress)
-        except BaseException:
-            ended.set()
-            raise
+        return cache.ensure(recipe, made, told)
 
     with ThreadPoolExecutor(1) as compiling, ThreadPoolExecutor(1) as fetching:
         waiting: dict[str, Future[Path]] = {}
@@ -121,9 +127,10 @@ def _build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> P
             lane = compiling if recipe.needs or isinstance(recipe, binaries.GoPrograms) else fetching
             waiting[recipe.name] = lane.submit(ensure, recipe, {name: waiting[name] for name in names})
         try:
-            return waiting[ordered[-1].name].result()
-        except NotBegun:
-            causes = (future.exception() for future in waiting.values())
-            raise next(cause for cause in causes if cause and not isinstance(cause, NotBegun)) from None
-        finally:
+            for done in as_completed(waiting.values()):
+                done.result()
+        except BaseException:
             ended.set()
+            progress("giving up as soon as what is being made can be left")
+            raise
+        return waiting[ordered[-1].name].result()

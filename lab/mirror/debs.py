@@ -12,6 +12,7 @@ from pathlib import Path
 from lab.cache import Progress, Recipe
 from lab.mirror import binaries, versions
 from lab.mirror.command import run
+from lab.mirror.signing import SigningKey, gpg
 
 REPOSITORY = f"core:/stable:/{versions.STREAM}/deb"
 KUBERNETES_VERSION = f"{versions.KUBERNETES}-{versions.PACKAGE_REVISION}"
@@ -132,34 +133,6 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class SigningKey:
-    """The key of the repository, made once on this machine; it vouches for nothing outside the lab."""
-
-    name: str = "signing-key"
-    needs: Sequence[Recipe] = field(default=())
-
-    def inputs(self) -> bytes:
-        """Who the key says it is."""
-        return b"haproof lab mirror, ed25519"
-
-    def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
-        """Make the key in a key ring of its own."""
-        home = into / "gnupg"
-        home.mkdir(mode=0o700)
-        user = "haproof lab mirror <mirror@haproof.invalid>"
-        gpg(home, "--passphrase", "", "--quick-generate-key", user, "ed25519", "sign", "never")
-        (into / "Release.key").write_text(gpg(home, "--armor", "--export"))
-
-
-def gpg(home: Path, *arguments: str | Path) -> str:
-    """Run gpg on the key ring in `home`; the agent it starts ends with the key ring's last use."""
-    try:
-        return run(["gpg", "--homedir", home, "--batch", "--yes", "--pinentry-mode", "loopback", *arguments])
-    finally:
-        run(["gpgconf", "--homedir", home, "--kill", "all"])
-
-
-@dataclass(frozen=True)
 class Repository:
     """The repository, laid out as the project's own: packages, their index, and the signed Release."""
 
@@ -178,14 +151,7 @@ class Repository:
         for package in PACKAGES:
             self._package(package, into / "root", folder / "amd64", made)
             progress(f"packaged {package.name} {package.version}")
-        index = run(["dpkg-scanpackages", "--multiversion", "amd64"], cwd=folder).encode()
-        (folder / "Packages").write_bytes(index)
-        (folder / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
-        (folder / "Release").write_text(self._release(folder))
-        home = made["signing-key"] / "gnupg"
-        gpg(home, "--clearsign", "-o", folder / "InRelease", folder / "Release")
-        gpg(home, "--armor", "--detach-sign", "-o", folder / "Release.gpg", folder / "Release")
-        shutil.copyfile(made["signing-key"] / "Release.key", folder / "Release.key")
+        publish(folder, made["signing-key"])
 
     def _package(self, package: Package, root: Path, into: Path, made: Mapping[str, Path]) -> None:
         for path, (recipe, program) in package.programs.items():
@@ -206,16 +172,33 @@ class Repository:
         run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, into / name])
         shutil.rmtree(root)
 
-    def _release(self, folder: Path) -> str:
-        lines = [
-            "Origin: haproof",
-            "Label: haproof lab mirror",
-            "Suite: stable",
-            "Architectures: amd64",
-            f"Date: {formatdate(usegmt=True)}",
-            "SHA256:",
+
+def publish(folder: Path, signing_key: Path) -> None:
+    """Index the packages in `folder`/amd64 and sign the index with the key in `signing_key`, which is laid beside."""
+    index = run(["dpkg-scanpackages", "--multiversion", "amd64"], cwd=folder).encode()
+    (folder / "Packages").write_bytes(index)
+    (folder / "Packages.gz").write_bytes(gzip.compress(index, mtime=0))
+    (folder / "Release").write_text(_release(folder))
+    gpg(
+        [
+            ["--import", signing_key / "secret.key"],
+            ["--clearsign", "-o", folder / "InRelease", folder / "Release"],
+            ["--armor", "--detach-sign", "-o", folder / "Release.gpg", folder / "Release"],
         ]
-        for name in ("Packages", "Packages.gz"):
-            content = (folder / name).read_bytes()
-            lines.append(f" {hashlib.sha256(content).hexdigest()} {len(content)} {name}")
-        return "\n".join(lines) + "\n"
+    )
+    shutil.copyfile(signing_key / "Release.key", folder / "Release.key")
+
+
+def _release(folder: Path) -> str:
+    lines = [
+        "Origin: haproof",
+        "Label: haproof lab mirror",
+        "Suite: stable",
+        "Architectures: amd64",
+        f"Date: {formatdate(usegmt=True)}",
+        "SHA256:",
+    ]
+    for name in ("Packages", "Packages.gz"):
+        content = (folder / name).read_bytes()
+        lines.append(f" {hashlib.sha256(content).hexdigest()} {len(content)} {name}")
+    return "\n".join(lines) + "\n"

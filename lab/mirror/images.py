@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lab.cache import BuildError, Progress, Recipe
 from lab.mirror import apt, binaries, versions
-from lab.mirror.command import run
+from lab.mirror.bootstrap import bootstrap, keep_licences
+from lab.mirror.command import bound, run
 from provisioning.poll import DeadlineExceeded, poll
 
 REGISTRY_START_TIMEOUT_S = 20
@@ -92,24 +93,11 @@ class Bases:
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Extract the packages without configuring them: nothing in an image runs a maintainer's script."""
-        lines = [f"deb {s.uri} {s.suite} {' '.join(s.components)}" for s in apt.sources(versions.DEBIAN)]
         for name, packages in BASES.items():
             root = into / name
-            run(
-                [
-                    "mmdebstrap",
-                    "--mode=root",
-                    "--variant=extract",
-                    f"--include={','.join(('base-files', *packages))}",
-                    '--aptopt=Acquire::Languages "none"',
-                    '--aptopt=Acquire::Retries "3"',
-                    versions.DEBIAN,
-                    root,
-                    "-",
-                ],
-                stdin="\n".join(lines) + "\n",
-            )
+            bootstrap(root, ("base-files", *packages), variant="extract")
             settle(root)
+            keep_licences(root, into / "licences")
 
 
 def settle(root: Path) -> None:
@@ -160,9 +148,8 @@ class Images:
     )
 
     def inputs(self) -> bytes:
-        """Every image's description, and how a base is settled."""
-        described = [(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base) for i in IMAGES]
-        return json.dumps([described, Path(__file__).read_text()]).encode()
+        """Every image's description."""
+        return json.dumps([(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base) for i in IMAGES]).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Make each image in an OCI layout and push it."""
@@ -234,7 +221,7 @@ def registry(storage: Path) -> Iterator[str]:
     config.write_text(json.dumps(registry_config(storage, address, read_only=False)))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     with subprocess.Popen(
-        ["docker-registry", "serve", str(config)],
+        bound(["docker-registry", "serve", config]),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=environment,

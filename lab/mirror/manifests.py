@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.cache import Progress, Recipe
 from lab.mirror import versions
-from lab.mirror.command import run
+from lab.mirror.command import retried, run
 
 MANIFESTS = {
     f"metallb-native-v{versions.METALLB}.yaml": (
@@ -34,7 +34,12 @@ class Manifests:
         return json.dumps(MANIFESTS).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
-        """Download each module (its checksum verified by go) and copy the one file."""
+        """Copy the one file of each module."""
         for name, (module, path) in MANIFESTS.items():
-            told = json.loads(run(["go", "mod", "download", "-json", module], cwd=into))
-            shutil.copyfile(Path(told["Dir"]) / path, into / name)
+            shutil.copyfile(_module(module, into) / path, into / name)
+
+
+@retried
+def _module(module: str, cwd: Path) -> Path:
+    """Download a Go module, its checksum verified by go, and return its folder."""
+    return Path(json.loads(run(["go", "mod", "download", "-json", module], cwd=cwd))["Dir"])

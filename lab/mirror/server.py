@@ -8,13 +8,14 @@ from pathlib import Path
 import httpx
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from lab.mirror import apt
-from lab.mirror.aptproxy import TIMEOUT, Archive
+from lab.mirror.aptproxy import TIMEOUT, Archive, clear_partial
 from lab.mirror.debs import REPOSITORY
 
 
@@ -27,6 +28,7 @@ def create_app(content: Path, sources: Sequence[apt.Source], cache: Path) -> Sta
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await run_in_threadpool(clear_partial, cache)
         async with client:
             yield
 
@@ -45,7 +47,7 @@ def create_app(content: Path, sources: Sequence[apt.Source], cache: Path) -> Sta
         served += [f"/licences/{folder.name}/" for folder in sorted((content / "licences").iterdir())]
         return PlainTextResponse("\n".join(served) + "\n")
 
-    return Starlette(routes=[Route("/", index), *routes], lifespan=lifespan)
+    return Starlette(routes=[Route("/", index), Route("/index", index), *routes], lifespan=lifespan)
 
 
 def serve(app: Starlette, listening: socket.socket) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lab.cache import BuildError, Progress, Recipe
 from lab.mirror import apt, versions
+from lab.mirror.bootstrap import bootstrap, keep_licences
 from lab.mirror.command import run
 
 IMAGE = "debian-12-genericcloud-amd64.raw"
@@ -47,14 +48,13 @@ MASKED_UNITS = (
     "systemd-udevd-kernel.socket",
     "systemd-udev-trigger.service",
 )
+# Disks of the lab live as long as a test: what dpkg would flush need not outlive a power cut of the host.
+DPKG_OPTIONS = ("force-unsafe-io", "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*")
 FILES = {
     "etc/apt/apt.conf.d/90haproof": (
         'Acquire::Languages "none";\nAcquire::Retries "3";\nAPT::Install-Recommends "true";\n'
     ),
-    "etc/dpkg/dpkg.cfg.d/90haproof": (
-        # Disks of the lab live as long as a test: what dpkg would flush need not outlive a power cut of the host.
-        "force-unsafe-io\npath-exclude=/usr/share/man/*\npath-exclude=/usr/share/locale/*\n"
-    ),
+    "etc/dpkg/dpkg.cfg.d/90haproof": "".join(f"{option}\n" for option in DPKG_OPTIONS),
     "etc/systemd/journald.conf.d/90haproof.conf": "[Journal]\nSystemMaxUse=64M\n",
     "etc/ssh/sshd_config.d/90haproof.conf": "UseDNS no\n",
     "etc/fstab": "# The root file system is mounted by the hypervisor.\n",
@@ -98,24 +98,7 @@ class Template:
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Bootstrap from the machine's own apt sources, settle, and write as a file system image."""
         root, sources = into / "root", apt.sources(versions.DEBIAN)
-        lines = [f"deb {s.uri} {s.suite} {' '.join(s.components)}" for s in sources]
-        run(
-            [
-                "mmdebstrap",
-                "--mode=root",
-                "--variant=minbase",
-                f"--include={','.join(PACKAGES)}",
-                "--dpkgopt=force-unsafe-io",
-                "--dpkgopt=path-exclude=/usr/share/man/*",
-                "--dpkgopt=path-exclude=/usr/share/locale/*",
-                '--aptopt=Acquire::Languages "none"',
-                '--aptopt=Acquire::Retries "3"',
-                versions.DEBIAN,
-                root,
-                "-",
-            ],
-            stdin="\n".join(lines) + "\n",
-        )
+        bootstrap(root, PACKAGES, variant="minbase", dpkg_options=DPKG_OPTIONS)
         progress("bootstrapped Debian")
         for path, text in FILES.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -126,11 +109,7 @@ class Template:
         (root / "etc/apt/sources.list").write_text("\n".join(served) + "\n")
         run(["chroot", root, "sh", "-c", SETUP.format(masked=" ".join(MASKED_UNITS))])
         shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
-        for found in (root / "usr/share/doc").glob("*/copyright"):
-            if not found.is_symlink():
-                target = into / "licences" / found.parent.name
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(found, target)
+        keep_licences(root, into / "licences")
         self._image(root, into / IMAGE)
         digest = hashlib.sha512((into / IMAGE).read_bytes()).hexdigest()
         (into / "SHA512SUMS").write_text(f"{digest}  {IMAGE}\n")

@@ -187,7 +187,18 @@ class FetchedImages:
 def copy(source: str, destination: str, *, insecure: bool = False) -> None:
     """Copy one image between registries; the destination is ours, on loopback. Raises BuildError."""
     options = ["--dest-tls-verify=false", *(["--src-tls-verify=false"] if insecure else [])]
-    run(["skopeo", "--insecure-policy", "copy", "--quiet", *options, f"docker://{source}", f"docker://{destination}"])
+    run(
+        [
+            "skopeo",
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--retry-times=4",
+            *options,
+            f"docker://{source}",
+            f"docker://{destination}",
+        ]
+    )
 
 
 def kubeadm_images(package: Path, work: Path) -> list[str]:
