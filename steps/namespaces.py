@@ -29,12 +29,11 @@ class Namespaces:
 
     core: client.CoreV1Api
     label: str
-    made: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
 
     def make(self) -> str:
         """A new namespace in which Pods are admitted; returns its name."""
         name = f"haproof-{secrets.token_hex(4)}"
-        self.made.add(name)
         body = {"metadata": {"name": name, "labels": {LABEL: self.label}}}
         self.core.create_namespace(body, _request_timeout=REQUEST_TIMEOUT_S)
 
@@ -52,6 +51,7 @@ class Namespaces:
 
     def remove(self, name: str) -> None:
         """Begin to remove `name`; a cluster that does not answer is asked again, for it may just come back."""
+        self.removed.add(name)
 
         def accepted() -> bool:
             try:
@@ -71,11 +71,11 @@ class Namespaces:
         return [item.metadata.name for item in listed.items]
 
     def await_gone(self) -> None:
-        """See that nothing is left of what was made; raises DeadlineExceeded naming what is."""
+        """See that nothing is left of what was removed; raises DeadlineExceeded naming what is."""
 
         def gone() -> bool:
             try:
-                left = self.made & set(self.leftovers())
+                left = self.removed & set(self.leftovers())
             except (ApiException, *UNAVAILABLE) as error:
                 raise NotYet(f"the API does not answer: {type(error).__name__}") from error
             if left:
@@ -90,7 +90,6 @@ def namespaces(cluster: Cluster) -> Iterator[Namespaces]:
     """The maker of namespaces; this run holds the target, so older ones are leftovers and go first."""
     namespaces = Namespaces(cluster.core, run_by(socket.gethostname()))
     for name in namespaces.leftovers():
-        namespaces.made.add(name)
         namespaces.remove(name)
     yield namespaces
     namespaces.await_gone()

@@ -12,6 +12,7 @@ from environments.model import AddressRange, Environment, Role
 from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from steps.complaints import none_of, unless
+from steps.namespaces import Namespaces
 from steps.pods import PORT, Pod, await_pods, web_server
 
 ADDRESS_TIMEOUT_S = 60  # the controller answers within a second, once it has started
@@ -116,8 +117,12 @@ def published_service(namespace: str, environment: Environment, cluster: Cluster
 
 
 @given("Services that hold all addresses of the pool", target_fixture="holders")
-def full_pool(namespace: str, environment: Environment, cluster: Cluster) -> dict[str, IPv4Address | None]:
+def full_pool(
+    namespace: str, namespaces: Namespaces, environment: Environment, cluster: Cluster
+) -> dict[str, IPv4Address | None]:
     """The Services that took what was left of the pool, with their addresses; raises DeadlineExceeded."""
+    # A Service on its way out holds its address until it is gone, and would give it back in the middle of this.
+    namespaces.await_gone()
     pool = environment.metallb.range
     services = cluster.core.list_service_for_all_namespaces(_request_timeout=REQUEST_TIMEOUT_S).items
     taken = {address for service in services if (address := address_of(service)) and address in pool}
