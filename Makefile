@@ -48,7 +48,7 @@ $(VENV)/.synced: requirements.lock Makefile
 	@touch $@
 
 lock: setup ## write requirements.lock anew from pyproject.toml
-	$(RUN)/uv pip compile -q pyproject.toml --all-extras --group dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+	$(RUN)/uv pip compile -q pyproject.toml --all-extras --group dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11.2 -o requirements.lock
 
 clean: setup ## stop the lab, remove its machines, this environment and what tests left; the build cache stays
 	$(RUN)/python -m lab down --delete
