@@ -130,10 +130,12 @@ class Machine(Section):
 
 
 class AptSource(Section):
-    """A flat apt repository and the key that signs it."""
+    """An apt repository and the key that signs it; a flat one, unless it names a suite and components."""
 
     url: Url
     key_url: Url
+    suite: str = "/"
+    components: tuple[str, ...] = ()
 
 
 class Manifest(Section):
@@ -177,6 +179,11 @@ class MetalLb(Section):
 class Ndb(Section):
     """MySQL NDB Cluster."""
 
+    packages: AptSource
+    default_storage_engine: Annotated[
+        Literal["ndbcluster", "InnoDB"],
+        Field(description="of tables that name none, as WordPress's"),
+    ]
     replicas: Annotated[int, Field(ge=1, le=4)]
     data_memory_mib: Annotated[int, Field(ge=64)]
     heartbeat_interval_ms: Annotated[int, Field(ge=100)]
@@ -241,6 +248,11 @@ class Environment(Section):
     def with_role(self, *roles: Role) -> tuple[Machine, ...]:
         """Machines of any of `roles`, in the file's order."""
         return tuple(machine for machine in self.machines if machine.role in roles)
+
+    def reached_from(self, machine: Machine, other: Machine) -> IPv4Address:
+        """The address that `machine` reaches `other` at: in a network of both, else the other's first one."""
+        shared = [address for network, address in other.addresses.items() if network in machine.addresses]
+        return shared[0] if shared else self.address(other)
 
     @property
     def cluster_machines(self) -> tuple[Machine, ...]:

@@ -1,15 +1,15 @@
 @hypervisor
 Feature: Machines on the hypervisor
-  P1, P2: masters and workers are redundant. P8: the cluster's network is isolated. P12: what is configured survives
-  a reboot. P13: the design scales out. All four begin with machines that are what the environment declares.
+  P1, P2, P5: masters, workers and data nodes are redundant. P8: the cluster's network is isolated. P12: what is configured survives
+  a reboot. P13: the design scales out. All of them begin with machines that are what the environment declares.
 
   Background:
-    Given the machines of the Kubernetes nodes
+    Given all declared machines
 
   Rule: Redundancy takes machines of their own
 
-    @acceptance @P1 @P2
-    Scenario: Every Kubernetes node is a running machine
+    @acceptance @P1 @P2 @P5
+    Scenario: Every node is a running machine
       Then each of them runs on the hypervisor under its declared id and name
 
     @acceptance @P13
@@ -27,14 +27,14 @@ Feature: Machines on the hypervisor
     Scenario: Machines start when the hypervisor boots
       Then each of them starts with the hypervisor
 
-  Rule: The cluster's network belongs to the cluster
+  Rule: Networks belong to those who are declared in them
 
     @acceptance @P8
     Scenario: Machines have their declared addresses and no others
       Then each of them has exactly its declared addresses, on the bridges of their networks
 
     @acceptance @P8
-    Scenario: No stranger has a leg in the cluster's network
+    Scenario: No stranger has a leg in these networks
       Then only declared machines have a card in the networks of these machines
 
     @acceptance @P8

@@ -4,6 +4,7 @@ from environments.model import Environment, Role
 from provisioning.action import Action, ActionFailed
 from provisioning.addons import ApiAnswers, ClusterReady, ManifestApplied, PoolDeclared, StrictArp, WorkersLabelled
 from provisioning.cluster import Cluster
+from provisioning.database import Database, DatabaseDeclared
 from provisioning.hypervisor import Hypervisor, HypervisorError
 from provisioning.kubeadm import ControlPlaneBegun, Kubeadm, NodesJoined, Progress
 from provisioning.machines import (
@@ -14,6 +15,7 @@ from provisioning.machines import (
     MachinesShaped,
     TemplateMade,
 )
+from provisioning.ndb import Ndb, NdbStarted
 from provisioning.preparation import NodesPrepared
 from provisioning.ssh import Shell
 from provisioning.state import State
@@ -43,9 +45,9 @@ def actions(environment: Environment, state: State) -> list[Action]:
     except HypervisorError as error:
         raise ActionFailed(str(error)) from error
     shell = Shell(environment, state)
-    nodes = environment.cluster_machines
-    machines = Machines(environment, nodes, hypervisor, shell)
-    exist = all(vms[m.vmid].status == "running" if m.vmid in vms else False for m in nodes)
+    built = environment.machines
+    machines = Machines(environment, built, hypervisor, shell)
+    exist = all(vms[m.vmid].status == "running" if m.vmid in vms else False for m in built)
     kubeadm, cluster = Kubeadm(environment, shell), Cluster(environment, shell)
     begun = Begun(kubeadm)
     return [
@@ -54,7 +56,9 @@ def actions(environment: Environment, state: State) -> list[Action]:
         MachinesShaped(machines),
         MachinesRunning(machines),
         MachinesEntered(machines),
-        NodesPrepared(environment, nodes, shell, exist),
+        NodesPrepared(environment, built, shell, exist),
+        NdbStarted(Ndb(environment, shell), exist),
+        DatabaseDeclared(Database(environment, shell), exist),
         ControlPlaneBegun(kubeadm),
         ApiAnswers(cluster, begun),
         ManifestApplied(cluster, environment.kubernetes.cni.manifest, "pod network", begun),

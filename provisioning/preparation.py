@@ -1,4 +1,4 @@
-"""The action that makes machines into Kubernetes nodes, by the process `provisioning.nodes`."""
+"""The action that gives machines the software of their roles, by the process `provisioning.nodes`."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ from functools import cached_property
 
 import requests
 
-from environments.model import Environment, Machine
+from environments.model import AptSource, Environment, Machine, Role
 from provisioning.action import ActionFailed
-from provisioning.nodes.job import Answer, Job, Node
+from provisioning.nodes.job import Answer, Job, KubernetesJob, Member, NdbJob, Node, Source
 from provisioning.ssh import Shell
 
 TIMEOUT_S = 1200
@@ -19,47 +19,42 @@ TIMEOUT_S = 1200
 
 @dataclass(frozen=True)
 class NodesPrepared:
-    """Swap off, kernel settings, containerd, and held kubelet, kubeadm and kubectl on every node."""
+    """Every machine has the packages, files and units of its role."""
 
     environment: Environment
     machines: tuple[Machine, ...]
     shell: Shell
     exist: bool
-    name: str = "nodes prepared"
+    name: str = "machines prepared"
 
     def pending(self) -> Sequence[str]:
-        """A line for each operation and node that would change something."""
+        """A line for each operation and machine that would change something."""
         if not self.exist:
             return [f"prepare {machine.name}" for machine in self.machines]
         answer = self._run(apply=False)
         return [f"{name}: {change}" for name, node in answer.nodes.items() for change in node.changes]
 
     def apply(self) -> None:
-        """Prepare all nodes in parallel; raises ActionFailed with the first node's failure."""
+        """Prepare all machines in parallel; raises ActionFailed with the first machine's failure."""
         self._run(apply=True)
 
     @cached_property
-    def _signing_key(self) -> str:
-        url = str(self.environment.kubernetes.packages.key_url)
-        try:
-            reply = requests.get(url, timeout=30)
-            reply.raise_for_status()
-        except requests.RequestException as error:
-            raise ActionFailed(f"the key of the Kubernetes packages cannot be read from {url}: {error}") from error
-        return reply.text
+    def _kubernetes(self) -> KubernetesJob:
+        return kubernetes_job(self.environment)
+
+    @cached_property
+    def _ndb(self) -> NdbJob:
+        return ndb_job(self.environment)
 
     def _run(self, *, apply: bool) -> Answer:
-        kubernetes = self.environment.kubernetes
         job = Job(
             apply=apply,
-            nodes=tuple(Node(name=m.name, address=str(self.environment.address(m))) for m in self.machines),
-            hosts={m.name: str(self.environment.address(m)) for m in self.environment.machines},
+            nodes=tuple(node(self.environment, machine) for machine in self.machines),
             user=self.environment.ssh.user,
             key=str(self.shell.key),
             known_hosts=str(self.shell.state.known_hosts),
-            kubernetes_source=str(kubernetes.packages.url),
-            kubernetes_key=self._signing_key,
-            registry_mirror=str(kubernetes.registry_mirror) if kubernetes.registry_mirror else None,
+            kubernetes=self._kubernetes,
+            ndb=self._ndb,
         )
         # The process ends when our end of this pipe does, even if we are killed.
         lifeline, ours = os.pipe()
@@ -74,14 +69,79 @@ class NodesPrepared:
                 pass_fds=[lifeline],
             )
         except subprocess.TimeoutExpired as error:
-            raise ActionFailed(f"preparing the nodes did not end within {TIMEOUT_S} s") from error
+            raise ActionFailed(f"preparing the machines did not end within {TIMEOUT_S} s") from error
         finally:
             os.close(lifeline)
             os.close(ours)
         if done.returncode:
-            raise ActionFailed("the process that prepares nodes ended early", output=done.stdout + done.stderr)
+            raise ActionFailed("the process that prepares machines ended early", output=done.stdout + done.stderr)
         answer = Answer.model_validate_json(done.stdout.strip().splitlines()[-1])
         for name, node in answer.nodes.items():
             if node.failed:
-                raise ActionFailed("preparing a node failed", machine=name, command=node.failed, output=node.output)
+                raise ActionFailed("preparing a machine failed", machine=name, command=node.failed, output=node.output)
         return answer
+
+
+def node(environment: Environment, machine: Machine) -> Node:
+    """What preparing `machine` needs to know of it. Pure."""
+    hosts = {other.name: str(environment.reached_from(machine, other)) for other in environment.machines}
+    return Node(name=machine.name, address=str(environment.address(machine)), role=machine.role, hosts=hosts)
+
+
+def signing_key(url: str) -> str:
+    """The armored key at `url`; raises ActionFailed."""
+    try:
+        reply = requests.get(url, timeout=30)
+        reply.raise_for_status()
+    except requests.RequestException as error:
+        raise ActionFailed(f"the key of an apt source cannot be read from {url}: {error}") from error
+    return reply.text
+
+
+def apt_source(name: str, source: AptSource) -> Source:
+    """An apt source with its key's text; raises ActionFailed when that cannot be had."""
+    return Source(
+        name=name,
+        # A flat repository's address ends in a slash.
+        url=str(source.url).rstrip("/") + "/",
+        suite=source.suite,
+        components=source.components,
+        key=signing_key(str(source.key_url)),
+    )
+
+
+def kubernetes_job(environment: Environment) -> KubernetesJob:
+    """What Kubernetes nodes need to know; raises ActionFailed when the packages' key cannot be had."""
+    kubernetes = environment.kubernetes
+    mirror = str(kubernetes.registry_mirror) if kubernetes.registry_mirror else None
+    return KubernetesJob(source=apt_source("kubernetes", kubernetes.packages), registry_mirror=mirror)
+
+
+def ndb_job(environment: Environment) -> NdbJob:
+    """What the database's machines need to know; raises ActionFailed when the packages' key cannot be had."""
+    ndb = environment.ndb
+    management, data, sql = ndb_members(environment)
+    return NdbJob(
+        source=apt_source("mysql", ndb.packages),
+        replicas=ndb.replicas,
+        data_memory_mib=ndb.data_memory_mib,
+        heartbeat_interval_ms=ndb.heartbeat_interval_ms,
+        default_storage_engine=ndb.default_storage_engine,
+        management=management,
+        data=data,
+        sql=sql,
+    )
+
+
+def ndb_members(environment: Environment) -> tuple[tuple[Member, ...], tuple[Member, ...], tuple[Member, ...]]:
+    """Management, data and SQL nodes, numbered from 1 in that order, with their addresses in the data network. Pure."""
+    groups = [environment.with_role(role) for role in (Role.NDB_MANAGEMENT, Role.NDB_DATA, Role.NDB_SQL)]
+    centre = next(machine for group in groups for machine in group)
+    numbers = iter(range(1, 256))
+    management, data, sql = (
+        tuple(
+            Member(node_id=next(numbers), name=m.name, address=str(environment.reached_from(centre, m))) for m in group
+        )
+        for group in groups
+    )
+    return management, data, sql

@@ -9,7 +9,9 @@ from environments.model import Environment
 from provisioning.action import Outcome, Reporter, bring_up
 from provisioning.bringup import actions
 from provisioning.cluster import Cluster
+from provisioning.database import Database
 from provisioning.hypervisor import Hypervisor
+from provisioning.ndb import Ndb
 from provisioning.ssh import Shell
 from provisioning.state import State
 
@@ -34,6 +36,16 @@ class Session:
     def cluster(self) -> Cluster:
         """Its Kubernetes API."""
         return Cluster(self.environment, self.shell)
+
+    @property
+    def ndb(self) -> Ndb:
+        """Its database cluster."""
+        return Ndb(self.environment, self.shell)
+
+    @property
+    def database(self) -> Database:
+        """Its SQL node."""
+        return Database(self.environment, self.shell)
 
     @property
     def hypervisor(self) -> Hypervisor:

@@ -116,6 +116,18 @@ def kubernetes_nodes(environment: Environment) -> tuple[Machine, ...]:
     return environment.cluster_machines
 
 
+@given("all declared machines", target_fixture="machines")
+def declared_machines(environment: Environment) -> tuple[Machine, ...]:
+    """Every machine of the environment."""
+    return environment.machines
+
+
+@given("the machines of the database", target_fixture="machines")
+def database_machines(environment: Environment) -> tuple[Machine, ...]:
+    """Management, data and SQL nodes."""
+    return environment.with_role(Role.NDB_MANAGEMENT, Role.NDB_DATA, Role.NDB_SQL)
+
+
 @given("the machines of the control planes", target_fixture="machines")
 def control_planes(environment: Environment) -> tuple[Machine, ...]:
     """The masters."""
@@ -198,7 +210,7 @@ def no_strangers(machines: tuple[Machine, ...], environment: Environment, hyperv
     rows = hypervisor.call("get", "qemu")
     here = {int(row["vmid"]) for row in rows}
     vms = [vm for vm in hypervisor.vms().values() if vm.vmid in here and not vm.template]
-    none_of({"cluster network": strangers(environment, bridges, {vm: hypervisor.config(vm.vmid) for vm in vms})})
+    none_of({"networks": strangers(environment, bridges, {vm: hypervisor.config(vm.vmid) for vm in vms})})
 
 
 def outsiders(environment: Environment, machines: Iterable[Machine]) -> tuple[Machine, ...]:

@@ -280,7 +280,7 @@ def test_names_of_images_do_not_collide_where_registries_share_one_storage() -> 
 
 
 def test_kubelet_and_kubeadm_depend_on_what_kubeadm_checks_for() -> None:
-    control = {package.name: package.control() for package in PACKAGES}
+    control = {package.name: package.control(package.version) for package in PACKAGES}
     for needed in ("conntrack", "socat", "ethtool", "kubernetes-cni"):
         assert needed in control["kubelet"]
     assert "kubelet (>= 1.30.4)" in control["kubeadm"]

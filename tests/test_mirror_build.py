@@ -203,7 +203,7 @@ def repository(tmp_path: Path) -> Path:
     folder, root = tmp_path / "served" / debs.REPOSITORY, tmp_path / "root"
     (folder / "amd64").mkdir(parents=True)
     (root / "DEBIAN").mkdir(parents=True)
-    (root / "DEBIAN/control").write_text(debs.PACKAGES[2].control())
+    (root / "DEBIAN/control").write_text(debs.PACKAGES[2].control(debs.PACKAGES[2].version))
     run(["dpkg-deb", "--root-owner-group", "-b", root, folder / "amd64/kubectl.deb"])
     debs.publish(folder, tmp_path / "key")
     return folder

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lab.cache import BuildError
+from lab.mirror import versions
 from lab.mirror.command import run
 
 FORMAT = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
@@ -37,6 +38,12 @@ def sources(release: str) -> tuple[Source, ...]:
             f"apt on this machine has no source of Debian {release} (or its lists are empty: run `apt-get update`)"
         )
     return found
+
+
+def beside(release: str) -> tuple[Source, ...]:
+    """Another release, from the archive that this machine has its own from; raises BuildError."""
+    own = next(source for source in sources(versions.DEBIAN) if source.suite == versions.DEBIAN)
+    return (Source(own.uri, release, ("main",)),)
 
 
 def path_of(source: Source) -> str:

@@ -8,15 +8,26 @@ from lab.mirror import apt, versions
 from lab.mirror.command import run
 
 
-def bootstrap(root: Path, packages: Sequence[str], *, variant: str, dpkg_options: Sequence[str] = ()) -> None:
+def bootstrap(
+    root: Path,
+    packages: Sequence[str],
+    *,
+    variant: str,
+    dpkg_options: Sequence[str] = (),
+    release: str = versions.DEBIAN,
+) -> None:
     """Install `packages` into the new folder `root`; `variant` is mmdebstrap's. Raises BuildError."""
-    lines = [f"deb {s.uri} {s.suite} {' '.join(s.components)}\n" for s in apt.sources(versions.DEBIAN)]
+    sources = apt.sources(release) if release == versions.DEBIAN else apt.beside(release)
+    lines = [f"deb {s.uri} {s.suite} {' '.join(s.components)}\n" for s in sources]
     options = [f"--dpkgopt={option}" for option in dpkg_options]
+    if release != versions.DEBIAN:
+        # What mirrors keep of a release that moves may be some days old; its signature is checked all the same.
+        options.append('--aptopt=Acquire::Check-Valid-Until "false"')
     options += ['--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Retries "3"']
     what = ["--mode=root", f"--variant={variant}", f"--include={','.join(packages)}", *options]
     # In namespaces of its own: when it is killed with us, so is all that it has started, and its mounts are gone.
     alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    run([*alone, "mmdebstrap", *what, versions.DEBIAN, root, "-"], stdin="".join(lines))
+    run([*alone, "mmdebstrap", *what, release, root, "-"], stdin="".join(lines))
 
 
 def keep_licences(root: Path, into: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from lab.cache import BuildError, Cache, Progress, Recipe, builds, key
 from lab.mirror import binaries
-from lab.mirror.debs import Repository
+from lab.mirror.debs import KUBERNETES
 from lab.mirror.images import Images
 from lab.mirror.manifests import Manifests
+from lab.mirror.mysql import MYSQL
 from lab.mirror.template import Template
 from lab.mirror.upstream import FetchedImages, FetchedManifests, FetchedPackages
 from lab.paths import Paths
@@ -24,19 +25,24 @@ SOURCES = ("build", "upstream")
 
 @dataclass(frozen=True)
 class Assembly:
-    """One folder that leads to all parts: `packages manifests template registry licences/NAME`."""
+    """One folder that leads to all parts: `packages/PATH manifests template registry licences/NAME`."""
 
     needs: Sequence[Recipe]
     name: str = "content"
 
     def inputs(self) -> bytes:
         """The parts decide; how they are laid out is this."""
-        return b"packages manifests template registry licences"
+        return b"packages/PATH manifests template registry licences"
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Link the parts, and the licences of everything that went into them."""
-        for name in ("packages", "manifests", "template"):
+        for name in ("manifests", "template"):
             (into / name).symlink_to(made[name])
+        (into / "packages").mkdir()
+        for name in ("packages", MYSQL.name):
+            for top in made[name].iterdir():
+                if top.name != "licences":
+                    (into / "packages" / top.name).symlink_to(top)
         (into / "registry").symlink_to(made["images"] / "registry")
         (into / "licences").mkdir()
         for name, path in made.items():
@@ -47,9 +53,9 @@ class Assembly:
 def assembly(source: str) -> Assembly:
     """What is served, by where it comes from (see `SOURCES`); raises BuildError for anything else."""
     if source == "build":
-        return Assembly((Template(URL), Images(), Repository(), Manifests()))
+        return Assembly((Template(URL), Images(), KUBERNETES, MYSQL, Manifests()))
     if source == "upstream":
-        return Assembly((Template(URL), FetchedImages(), FetchedPackages(), FetchedManifests()))
+        return Assembly((Template(URL), FetchedImages(), FetchedPackages(), MYSQL, FetchedManifests()))
     raise BuildError(f"the lab has no source {source!r}; expected one of: {', '.join(SOURCES)}")
 
 
@@ -117,7 +123,11 @@ def build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> Pa
         made = {name: future.result() for name, future in before.items()}
         if ended.is_set():
             raise NotBegun(recipe.name)
-        return cache.ensure(recipe, made, told)
+        try:
+            return cache.ensure(recipe, made, told)
+        except BaseException:
+            ended.set()  # at once: the other lane must not take its next recipe first
+            raise
 
     with ThreadPoolExecutor(1) as compiling, ThreadPoolExecutor(1) as fetching:
         waiting: dict[str, Future[Path]] = {}

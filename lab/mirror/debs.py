@@ -1,4 +1,4 @@
-"""Debian packages of the Kubernetes programs, and the signed flat repository they are fetched from."""
+"""Debian packages made of what was built, and the signed flat repositories they are fetched from."""
 
 import gzip
 import hashlib
@@ -53,7 +53,11 @@ if [ -d /run/systemd/system ]; then systemctl start --no-block kubelet.service |
 
 @dataclass(frozen=True)
 class Package:
-    """One package: programs from recipes' results, files with their text, and what it depends on."""
+    """One package: programs and folders from recipes' results, files with their text, and what it depends on.
+
+    `programs` maps a path to a recipe and the name below its `bin/`; `trees` a path to a recipe and a folder of its.
+    Without a version of its own, it has that of the recipe `versioned_by`, which says it in a file `version`.
+    """
 
     name: str
     version: str
@@ -62,12 +66,14 @@ class Package:
     files: Mapping[str, str] = field(default_factory=dict)
     depends: Sequence[str] = ()
     postinst: str = ""
+    trees: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    versioned_by: str = ""
 
-    def control(self) -> str:
+    def control(self, version: str) -> str:
         """The control file (deb-control(5))."""
         lines = {
             "Package": self.name,
-            "Version": self.version,
+            "Version": version,
             "Architecture": "amd64",
             "Maintainer": "haproof",
             "Section": "admin",
@@ -134,43 +140,58 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Repository:
-    """The repository, laid out as the project's own: packages, their index, and the signed Release."""
+    """A signed flat repository at `path` below the mirror's root: packages, their index, and the signed Release."""
 
-    name: str = "packages"
-    needs: Sequence[Recipe] = (binaries.KUBERNETES, binaries.CRICTL, binaries.CNI, SigningKey())
+    path: str
+    packages: Sequence[Package]
+    name: str
+    needs: Sequence[Recipe]
 
     def inputs(self) -> bytes:
         """Every package's description."""
-        described = [(p.control(), dict(p.files), dict(p.programs), p.postinst) for p in PACKAGES]
-        return json.dumps([described, REPOSITORY]).encode()
+        described = [
+            (p.control(p.version), dict(p.files), dict(p.programs), dict(p.trees), p.postinst, p.versioned_by)
+            for p in self.packages
+        ]
+        return json.dumps([described, self.path]).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Build each package, index them, sign the index."""
-        folder = into / REPOSITORY
+        folder = into / self.path
         (folder / "amd64").mkdir(parents=True)
-        for package in PACKAGES:
-            self._package(package, into / "root", folder / "amd64", made)
-            progress(f"packaged {package.name} {package.version}")
+        for package in self.packages:
+            version = package.version or (made[package.versioned_by] / "version").read_text().strip()
+            pack(package, version, into / "root", folder / "amd64", made)
+            progress(f"packaged {package.name} {version}")
         publish(folder, made["signing-key"])
 
-    def _package(self, package: Package, root: Path, into: Path, made: Mapping[str, Path]) -> None:
-        for path, (recipe, program) in package.programs.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made[recipe] / "bin" / program, root / path)
-            (root / path).chmod(0o755)
-        for path, text in package.files.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_text(text)
-        (root / "DEBIAN").mkdir(parents=True)
-        (root / "DEBIAN/control").write_text(package.control())
-        (root / "DEBIAN/conffiles").write_text("".join(f"/{p}\n" for p in package.files if p.startswith("etc/")))
-        if package.postinst:
-            (root / "DEBIAN/postinst").write_text(package.postinst)
-            (root / "DEBIAN/postinst").chmod(0o755)
-        name = f"{package.name}_{package.version}_amd64.deb"
-        # Unpacked once on every node: speed of unpacking counts, size does not.
-        run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, into / name])
-        shutil.rmtree(root)
+
+def pack(package: Package, version: str, root: Path, into: Path, made: Mapping[str, Path]) -> None:
+    """Lay the package out in `root` and build it in `into`; raises BuildError."""
+    for path, (recipe, program) in package.programs.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made[recipe] / "bin" / program, root / path)
+        (root / path).chmod(0o755)
+    for path, (recipe, tree) in package.trees.items():
+        shutil.copytree(made[recipe] / tree, root / path, symlinks=True)
+    for path, text in package.files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN/control").write_text(package.control(version))
+    (root / "DEBIAN/conffiles").write_text("".join(f"/{p}\n" for p in package.files if p.startswith("etc/")))
+    if package.postinst:
+        (root / "DEBIAN/postinst").write_text(package.postinst)
+        (root / "DEBIAN/postinst").chmod(0o755)
+    name = f"{package.name}_{version}_amd64.deb"
+    # Unpacked once on every node: speed of unpacking counts, size does not.
+    run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, into / name])
+    shutil.rmtree(root)
+
+
+KUBERNETES = Repository(
+    REPOSITORY, PACKAGES, "packages", (binaries.KUBERNETES, binaries.CRICTL, binaries.CNI, SigningKey())
+)
 
 
 def publish(folder: Path, signing_key: Path) -> None:

@@ -16,7 +16,6 @@ from starlette.staticfiles import StaticFiles
 
 from lab.mirror import apt
 from lab.mirror.aptproxy import TIMEOUT, Archive, clear_partial
-from lab.mirror.debs import REPOSITORY
 
 
 def create_app(content: Path, sources: Sequence[apt.Source], cache: Path) -> Starlette:
@@ -38,12 +37,17 @@ def create_app(content: Path, sources: Sequence[apt.Source], cache: Path) -> Sta
         routes.append(Route(f"{apt.path_of(source)}{{path:path}}", archive.serve))
     for name, folder in (("manifests", "manifests"), ("images", "template"), ("licences", "licences")):
         routes.append(Mount(f"/{name}", StaticFiles(directory=content / folder, follow_symlink=True)))
-    top = REPOSITORY.split("/", maxsplit=1)[0]
-    routes.append(Mount(f"/{top}", StaticFiles(directory=(content / "packages").resolve() / top)))
+    tops = sorted((content / "packages").iterdir())
+    routes += [Mount(f"/{top.name}", StaticFiles(directory=top.resolve())) for top in tops]
 
     async def index(_: Request) -> Response:
         served = [f"{apt.path_of(source)} (Debian {source.suite}, proxied)" for source in sources]
-        served += [f"/{REPOSITORY}/ (Kubernetes packages)", "/images/ (machine image)", "/manifests/"]
+        served += [
+            f"/{release.parent.relative_to(top.parent)}/ (packages)"
+            for top in tops
+            for release in top.rglob("InRelease")
+        ]
+        served += ["/images/ (machine image)", "/manifests/"]
         served += [f"/licences/{folder.name}/" for folder in sorted((content / "licences").iterdir())]
         return PlainTextResponse("\n".join(served) + "\n")
 

@@ -14,3 +14,4 @@ CRICTL = "1.30.0"
 PAUSE = "3.9"
 BUSYBOX_TAG = "1.36.1-1"
 DEBIAN = "bookworm"
+MYSQL_RELEASE = "sid"  # the release of Debian whose MySQL has NDB; which version that is, the archive says

@@ -20,8 +20,8 @@ from pyinfra.api.operations import run_ops  # noqa: E402
 from pyinfra.api.state import StateStage  # noqa: E402
 from pyinfra.context import ctx_host, ctx_state  # noqa: E402
 
-from provisioning.nodes.job import Answer, Job, NodeAnswer  # noqa: E402
-from provisioning.nodes.operations import prepare  # noqa: E402
+from provisioning.nodes.job import Answer, Job, Node, NodeAnswer  # noqa: E402
+from provisioning.nodes.roles import prepare  # noqa: E402
 
 
 class Failures(BaseStateCallback):
@@ -75,8 +75,10 @@ def main() -> None:
         state.set_stage(StateStage.Prepare)
         hosts = list(state.inventory.get_active_hosts())
         # Reading facts is waiting for SSH: all nodes at once.
+        nodes = {node.name: node for node in job.nodes}
         with ctx_state.use(state):
-            gevent.joinall([state.pool.spawn(prepare_on, host, job) for host in hosts], raise_error=True)
+            planned = [state.pool.spawn(prepare_on, host, job, nodes[host.name]) for host in hosts]
+            gevent.joinall(planned, raise_error=True)
         for host in hosts:
             answer.nodes[host.name].changes = changes_of(state, host)
         if job.apply:
@@ -91,10 +93,10 @@ def main() -> None:
     print(answer.model_dump_json())  # noqa: T201 - the answer itself
 
 
-def prepare_on(host: Any, job: Job) -> None:
+def prepare_on(host: Any, job: Job, node: Node) -> None:
     """Plan the operations of one node; pyinfra keeps the host apart for each greenlet, the state for all."""
     with ctx_host.use(host):
-        prepare(job)
+        prepare(job, node)
 
 
 def changes_of(state: State, host: Any) -> list[str]:

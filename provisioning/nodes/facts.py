@@ -109,14 +109,15 @@ class OomScoreLowerable(FactBase[bool]):
 
 
 class AptListsHave(FactBase[bool]):
-    """Whether apt's lists know a package."""
+    """Whether apt's lists know packages."""
 
     default = bool
 
-    def command(self, package: str) -> str:
-        """The policy names a candidate when one is known."""
-        return f"apt-cache policy {package}"
+    def command(self, packages: list[str]) -> str:
+        """The policy names a candidate where one is known, and says nothing of a name it has never seen."""
+        self.packages = packages
+        return f"apt-cache policy {' '.join(packages)}"
 
     def process(self, output: Iterable[str]) -> bool:
-        """True when there is a candidate."""
-        return any("Candidate:" in line and "(none)" not in line for line in output)
+        """True when every one has a candidate."""
+        return sum("Candidate:" in line and "(none)" not in line for line in output) == len(self.packages)

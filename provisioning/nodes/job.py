@@ -1,33 +1,77 @@
-"""What is asked of the process that prepares nodes, and what it answers."""
+"""What is asked of the process that prepares machines, and what it answers."""
 
 from pydantic import BaseModel, ConfigDict
 
+from environments.model import Role
 
-class Node(BaseModel):
-    """A machine to prepare."""
+
+class Question(BaseModel):
+    """A part of the job; holds no secret, only paths of them."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class Node(Question):
+    """A machine to prepare; `hosts` is every machine's address as this one reaches it, by name."""
+
+    name: str
+    address: str
+    role: Role
+    hosts: dict[str, str]
+
+
+class Source(Question):
+    """An apt source: the name of its files on the machine, and `key`, the armored text that signs it."""
+
+    name: str
+    url: str
+    suite: str
+    components: tuple[str, ...]
+    key: str
+
+
+class KubernetesJob(Question):
+    """What Kubernetes nodes need to know."""
+
+    source: Source
+    registry_mirror: str | None
+
+
+class Member(Question):
+    """One process of an NDB cluster: its node id, and the address that the others reach it at."""
+
+    node_id: int
     name: str
     address: str
 
 
-class Job(BaseModel):
-    """Everything that preparing Kubernetes nodes needs to know; holds no secret, only the key's path."""
+class NdbJob(Question):
+    """What the database's machines need to know; sizes in MiB, times in milliseconds."""
 
-    model_config = ConfigDict(frozen=True)
+    source: Source
+    replicas: int
+    data_memory_mib: int
+    heartbeat_interval_ms: int
+    default_storage_engine: str
+    management: tuple[Member, ...]
+    data: tuple[Member, ...]
+    sql: tuple[Member, ...]
+
+
+class Job(Question):
+    """Everything that preparing machines needs to know."""
+
     apply: bool
     nodes: tuple[Node, ...]
-    hosts: dict[str, str]
     user: str
     key: str
     known_hosts: str
-    kubernetes_source: str
-    kubernetes_key: str
-    registry_mirror: str | None = None
+    kubernetes: KubernetesJob
+    ndb: NdbJob
 
 
 class NodeAnswer(BaseModel):
-    """What changed (or would change) on one node, and what failed there with its last output."""
+    """What changed (or would change) on one machine, and what failed there with its last output."""
 
     changes: list[str] = []
     failed: str | None = None
@@ -35,6 +79,6 @@ class NodeAnswer(BaseModel):
 
 
 class Answer(BaseModel):
-    """The answer for every node, by name."""
+    """The answer for every machine, by name."""
 
     nodes: dict[str, NodeAnswer]
