@@ -25,6 +25,7 @@ pytest_plugins = [
     "steps.namespaces",
     "steps.services",
     "steps.power",
+    "steps.database",
     "steps.vip",
 ]
 # What keeps a run from having a target at all; each message says what to do.

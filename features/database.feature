@@ -42,8 +42,7 @@ Feature: The database
 
     @disruptive @P5
     Scenario: All machines of the database lose their power at once
-      Given a table that the site makes without naming an engine
-      And a row in it that is older than the last global checkpoint
+      Given a row of the site that is older than the last global checkpoint
       And the machines of the database
       When all of these lose their power and get it back
       Then every member of the database takes part again
@@ -51,8 +50,7 @@ Feature: The database
 
     @disruptive @P5
     Scenario: A backup taken while the database is at work restores into an empty cluster
-      Given a table that the site makes without naming an engine
-      And a row in it that is older than the last global checkpoint
+      Given a row of the site that is older than the last global checkpoint
       When a backup is taken and restored into an empty cluster
       Then all tables of the site have the same rows and checksums there
 

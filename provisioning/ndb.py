@@ -13,6 +13,7 @@ from provisioning.ssh import Shell, Unreachable
 # A first start formats the redo logs; a restart reads everything that was written since the last checkpoint.
 START_TIMEOUT_S = 600
 UNITS = {Role.NDB_MANAGEMENT: "ndb_mgmd", Role.NDB_DATA: "ndbmtd", Role.NDB_SQL: "mysql"}
+DATA_DIRECTORY = "/var/lib/mysql-cluster"
 MEMBER = re.compile(r"^id=(?P<id>\d+)\s+(?:@(?P<address>\S+)\s+\((?P<told>.*)\)|\(not connected.*\))\s*$")
 
 
@@ -90,6 +91,10 @@ class Ndb:
     def restart(self, machine: Machine) -> None:
         """Start a member, or start it again; returns when systemd has."""
         self.shell.check(machine, f"systemctl restart {UNITS[machine.role]}", timeout_s=120)
+
+    def stop(self, machine: Machine) -> None:
+        """Stop a member in good order; raises ActionFailed."""
+        self.shell.check(machine, f"systemctl stop {UNITS[machine.role]}", timeout_s=120)
 
     def await_members(self, machines: Sequence[Machine]) -> None:
         """Wait until `machines` take part; raises ActionFailed naming who does not, with its log's last lines."""

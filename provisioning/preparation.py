@@ -11,6 +11,7 @@ import requests
 
 from environments.model import AptSource, Environment, Machine, Role
 from provisioning.action import ActionFailed
+from provisioning.ndb import DATA_DIRECTORY
 from provisioning.nodes.job import Answer, Job, KubernetesJob, Member, NdbJob, Node, Source
 from provisioning.ssh import Shell
 
@@ -127,6 +128,7 @@ def ndb_job(environment: Environment) -> NdbJob:
         data_memory_mib=ndb.data_memory_mib,
         heartbeat_interval_ms=ndb.heartbeat_interval_ms,
         default_storage_engine=ndb.default_storage_engine,
+        data_directory=DATA_DIRECTORY,
         management=management,
         data=data,
         sql=sql,

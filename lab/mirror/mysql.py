@@ -4,6 +4,7 @@ Debian has NDB in no stable release. Its newest one ships the SQL server with th
 which the cluster's own programs are compiled here; the server brings the libraries that it was linked with.
 """
 
+import gzip
 import os
 import re
 import shutil
@@ -81,8 +82,17 @@ class DebianMysql:
         bootstrap(root, DEBIAN_PACKAGES, variant="extract", release=versions.MYSQL_RELEASE)
         merge_usr(root)
         keep_licences(root, into / "licences")
-        query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Version}", DEBIAN_PACKAGES[0]]
-        (into / "version").write_text(run(query))
+        # Nothing was configured, so dpkg there knows no package; its changelog knows its version.
+        with gzip.open(root / f"usr/share/doc/{DEBIAN_PACKAGES[0]}/changelog.Debian.gz", "rt") as changelog:
+            (into / "version").write_text(latest(changelog.readline()))
+
+
+def latest(line: str) -> str:
+    """The version in the first line of a Debian changelog (deb-changelog(5)); raises BuildError. Pure."""
+    match = re.match(r"\S+ \(([^)\s]+)\)", line)
+    if not match:
+        raise BuildError(f"the changelog of {DEBIAN_PACKAGES[0]} begins with {line!r}; expected NAME (VERSION) …")
+    return match[1]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class NdbJob(Question):
     data_memory_mib: int
     heartbeat_interval_ms: int
     default_storage_engine: str
+    data_directory: str
     management: tuple[Member, ...]
     data: tuple[Member, ...]
     sql: tuple[Member, ...]

@@ -10,7 +10,6 @@ from pyinfra.operations import files, systemd
 from provisioning.nodes.common import packages, put, render, source
 from provisioning.nodes.job import Job, NdbJob, Node
 
-DATA_DIRECTORY = "/var/lib/mysql-cluster"
 CONFIG = "/etc/mysql/ndb-config.ini"
 SQL_CONFIG = "/etc/mysql/haproof.cnf"
 # Named as MySQL's own apt repository names them.
@@ -21,7 +20,7 @@ SQL_PACKAGES = ["mysql-cluster-community-server", "mysql-cluster-community-clien
 
 def prepare_management(job: Job, node: Node) -> None:
     """The management server with the cluster's configuration, the only copy of it."""
-    config = render("ndb-config.ini.j2", ndb=job.ndb, data_directory=DATA_DIRECTORY)
+    config = render("ndb-config.ini.j2", ndb=job.ndb)
     install(job.ndb, MANAGEMENT_PACKAGES)
     put("the cluster's configuration", CONFIG, config)
     unit(node, "ndb_mgmd", render("ndb_mgmd.service.j2", config=CONFIG, digest=digest(config), **common(job, node)))
@@ -29,7 +28,7 @@ def prepare_management(job: Job, node: Node) -> None:
 
 def prepare_data(job: Job, node: Node) -> None:
     """A data node; what it is told at its start is the management server's configuration."""
-    config = render("ndb-config.ini.j2", ndb=job.ndb, data_directory=DATA_DIRECTORY)
+    config = render("ndb-config.ini.j2", ndb=job.ndb)
     install(job.ndb, DATA_PACKAGES)
     unit(node, "ndbmtd", render("ndbmtd.service.j2", digest=digest(config), **common(job, node)))
 
@@ -55,7 +54,6 @@ def common(job: Job, node: Node) -> dict[str, object]:
         "ndb": job.ndb,
         "member": next(member for member in members if member.name == node.name),
         "connect": ",".join(member.address for member in job.ndb.management),
-        "data_directory": DATA_DIRECTORY,
     }
 
 
@@ -63,7 +61,7 @@ def install(job: NdbJob, wanted: list[str]) -> None:
     """The packages, and the directory that holds data and logs."""
     source("MySQL", job.source, wanted[0])
     packages("MySQL packages", wanted)
-    files.directory(name="the data directory", path=DATA_DIRECTORY, user="mysql", group="mysql", mode="750")
+    files.directory(name="the data directory", path=job.data_directory, user="mysql", group="mysql", mode="750")
 
 
 def unit(node: Node, name: str, text: str) -> None:
