@@ -86,5 +86,9 @@ def is_held(paths: Paths) -> bool:
 
 
 def live_owner(paths: Paths) -> Owner | None:
-    """Read who runs the lab now; None when no lab is up."""
-    return recorded_owner(paths) if is_held(paths) else None
+    """Read who runs the lab now; None when no lab is up.
+
+    While a new lab clears what a dead one left, the file still names the dead one: that is no owner.
+    """
+    owner = recorded_owner(paths) if is_held(paths) else None
+    return owner if owner and Path(f"/proc/{owner.pid}").exists() else None

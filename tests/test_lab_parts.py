@@ -113,7 +113,11 @@ def test_lock_names_who_has_it_and_dies_with_its_process(paths: Paths, tmp_path:
     assert not is_held(paths)
     dead = recorded_owner(paths)
     assert dead is not None
-    assert Lock(paths, tmp_path).previous == dead
+    lock = Lock(paths, tmp_path)
+    assert lock.previous == dead
+    assert live_owner(paths) is None, "a dead lab's name in a lock that another holds is no owner"
+    lock.announce()
+    assert live_owner(paths) == lock.owner
 
 
 def test_interfaces_file_tells_addresses_and_leaves_the_cards_alone() -> None:
