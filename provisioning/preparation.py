@@ -50,7 +50,7 @@ class NodesPrepared:
     def _run(self, *, apply: bool) -> Answer:
         job = Job(
             apply=apply,
-            nodes=tuple(node(self.environment, machine) for machine in self.machines),
+            nodes=tuple(described(self.environment, machine) for machine in self.machines),
             user=self.environment.ssh.user,
             key=str(self.shell.key),
             known_hosts=str(self.shell.state.known_hosts),
@@ -83,7 +83,7 @@ class NodesPrepared:
         return answer
 
 
-def node(environment: Environment, machine: Machine) -> Node:
+def described(environment: Environment, machine: Machine) -> Node:
     """What preparing `machine` needs to know of it. Pure."""
     hosts = {other.name: str(environment.reached_from(machine, other)) for other in environment.machines}
     return Node(name=machine.name, address=str(environment.address(machine)), role=machine.role, hosts=hosts)
