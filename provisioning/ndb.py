@@ -12,6 +12,7 @@ from provisioning.ssh import Shell, Unreachable
 
 # A first start formats the redo logs; a restart reads everything that was written since the last checkpoint.
 START_TIMEOUT_S = 600
+RESTARTS_MAX = 5
 UNITS = {Role.NDB_MANAGEMENT: "ndb_mgmd", Role.NDB_DATA: "ndbmtd", Role.NDB_SQL: "mysql"}
 DATA_DIRECTORY = "/var/lib/mysql-cluster"
 MEMBER = re.compile(r"^id=(?P<id>\d+)\s+(?:@(?P<address>\S+)\s+\((?P<told>.*)\)|\(not connected.*\))\s*$")
@@ -73,7 +74,7 @@ class Ndb:
 
     def show(self) -> dict[int, MemberState]:
         """What the management server tells, by node id; raises ActionFailed when it does not answer."""
-        script = "ndb_mgm --ndb-connectstring=localhost --connect-retries=1 --connect-delay=1 -e show"
+        script = "ndb_mgm --ndb-connectstring=localhost --connect-retries=1 --connect-retry-delay=1 -e show"
         return parse_show(self.shell.check(self.management[0], script, timeout_s=30))
 
     def running(self, machine: Machine) -> Running:
@@ -97,7 +98,11 @@ class Ndb:
         self.shell.check(machine, f"systemctl stop {UNITS[machine.role]}", timeout_s=120)
 
     def await_members(self, machines: Sequence[Machine]) -> None:
-        """Wait until `machines` take part; raises ActionFailed naming who does not, with its log's last lines."""
+        """Wait until `machines` take part; raises ActionFailed naming who does not, with its log's last lines.
+
+        At once, where a member's program ends as often as it is started.
+        """
+        before = {machine: self._restarts(machine) for machine in machines}
 
         def joined() -> bool:
             try:
@@ -106,16 +111,30 @@ class Ndb:
                 raise
             except ActionFailed as error:
                 raise NotYet(f"the management server does not answer: {error.cause}") from error
-            if away := [m.name for m in machines if not taking_part(states, self.node_id(m))]:
-                raise NotYet(f"{', '.join(away)} not connected")
+            away = [machine for machine in machines if not taking_part(states, self.node_id(machine))]
+            for machine in away:
+                if self._restarts(machine) - before[machine] >= RESTARTS_MAX:
+                    raise self._failure(machine, f"the unit {UNITS[machine.role]} ends as often as it is started")
+            if away:
+                raise NotYet(f"{', '.join(machine.name for machine in away)} not connected")
             return True
 
         try:
             poll("members of the NDB cluster", joined, timeout_s=START_TIMEOUT_S, interval_s=0.5)
         except DeadlineExceeded as error:
             machine = next((m for m in machines if m.name in error.last_state), machines[0])
-            log = self.shell.run(machine, f"journalctl -u {UNITS[machine.role]} -n 20 --no-pager -o cat", timeout_s=30)
-            raise ActionFailed(str(error), machine=machine.name, output=log.stdout) from error
+            raise self._failure(machine, str(error)) from error
+
+    def _restarts(self, machine: Machine) -> int:
+        """How often systemd has started the member again by itself."""
+        return int(
+            self.shell.check(machine, f"systemctl show -p NRestarts --value {UNITS[machine.role]}", timeout_s=30)
+        )
+
+    def _failure(self, machine: Machine, cause: str) -> ActionFailed:
+        log = f"journalctl -u {UNITS[machine.role]} -n 20 --no-pager -o cat"
+        output = self.shell.run(machine, log, timeout_s=30).stdout
+        return ActionFailed(cause, machine=machine.name, command=log, output=output)
 
 
 def taking_part(states: Mapping[int, MemberState], node_id: int) -> bool:
