@@ -12,7 +12,7 @@ import requests
 from environments.model import AptSource, Environment, Machine, Role
 from provisioning.action import ActionFailed
 from provisioning.ndb import DATA_DIRECTORY
-from provisioning.nodes.job import Answer, Job, KubernetesJob, Member, NdbJob, Node, Source
+from provisioning.nodes.job import Answer, Job, KubernetesJob, Member, NdbJob, NfsJob, Node, Source
 from provisioning.ssh import Shell
 
 TIMEOUT_S = 1200
@@ -56,6 +56,7 @@ class NodesPrepared:
             known_hosts=str(self.shell.state.known_hosts),
             kubernetes=self._kubernetes,
             ndb=self._ndb,
+            nfs=NfsJob(directory=self.environment.nfs.export, clients=str(self.environment.nfs.clients)),
         )
         # The process ends when our end of this pipe does, even if we are killed.
         lifeline, ours = os.pipe()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lab.nfs
 from lab.cache import BuildError, Progress, Recipe
 from lab.mirror import apt, versions
 from lab.mirror.bootstrap import bootstrap, keep_licences
@@ -28,7 +29,7 @@ PACKAGES = (
     "openssh-server",
     "openssl",
     "procps",
-    "python3-minimal",
+    "python3-fusepy",
     "sudo",
     "systemd",
     "systemd-sysv",
@@ -57,6 +58,7 @@ FILES = {
     "etc/dpkg/dpkg.cfg.d/90haproof": "".join(f"{option}\n" for option in DPKG_OPTIONS),
     "etc/systemd/journald.conf.d/90haproof.conf": "[Journal]\nSystemMaxUse=64M\n",
     "etc/ssh/sshd_config.d/90haproof.conf": "UseDNS no\n",
+    "usr/sbin/mount.nfs": '#!/bin/sh\nPYTHONPATH=/usr/lib/haproof exec python3 -m nfs "$@"\n',
     "etc/fstab": "# The root file system is mounted by the hypervisor.\n",
     "etc/systemd/system/shared-mounts.service": (
         "[Unit]\n"
@@ -70,8 +72,13 @@ FILES = {
         "WantedBy=sysinit.target\n"
     ),
 }
+NFS = Path(lab.nfs.__file__).parent
+NFS_FILES = {f"usr/lib/haproof/nfs/{path.name}": path.read_text() for path in sorted(NFS.glob("*.py"))}
 SETUP = """\
 set -eu
+# Set aside before the package comes that brings it: where the kernel has no NFS client, the real one mounts nothing.
+dpkg-divert --quiet --local --rename --divert /sbin/mount.nfs.kernel --add /sbin/mount.nfs
+chmod 755 /usr/sbin/mount.nfs
 useradd --create-home --shell /bin/bash --password '*' debian
 echo 'debian ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/90-debian
 chmod 440 /etc/sudoers.d/90-debian
@@ -93,14 +100,14 @@ class Template:
     def inputs(self) -> bytes:
         """What is in the image; not the archive's state of the day: prune to have a newer one."""
         suites = [(source.suite, source.components) for source in apt.sources(versions.DEBIAN)]
-        return json.dumps([PACKAGES, MASKED_UNITS, FILES, SETUP, suites, self.mirror]).encode()
+        return json.dumps([PACKAGES, MASKED_UNITS, FILES, NFS_FILES, SETUP, suites, self.mirror]).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Bootstrap from the machine's own apt sources, settle, and write as a file system image."""
         root, sources = into / "root", apt.sources(versions.DEBIAN)
         bootstrap(root, PACKAGES, variant="minbase", dpkg_options=DPKG_OPTIONS)
         progress("bootstrapped Debian")
-        for path, text in FILES.items():
+        for path, text in (FILES | NFS_FILES).items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text)
         served = [

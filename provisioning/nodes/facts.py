@@ -121,3 +121,17 @@ class AptListsHave(FactBase[bool]):
     def process(self, output: Iterable[str]) -> bool:
         """True when every one has a candidate."""
         return sum("Candidate:" in line and "(none)" not in line for line in output) == len(self.packages)
+
+
+class KernelServesNfs(FactBase[bool]):
+    """Whether the running kernel has an NFS server, loaded or to be loaded."""
+
+    default = bool
+
+    def command(self) -> str:
+        """Its file system is there once the server is."""
+        return "grep -qw nfsd /proc/filesystems || modprobe -q nfsd && echo yes || echo no"
+
+    def process(self, output: Iterable[str]) -> bool:
+        """True when it has."""
+        return "yes" in "".join(output)

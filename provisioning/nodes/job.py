@@ -59,6 +59,13 @@ class NdbJob(Question):
     sql: tuple[Member, ...]
 
 
+class NfsJob(Question):
+    """What the file server needs to know."""
+
+    directory: str
+    clients: str
+
+
 class Job(Question):
     """Everything that preparing machines needs to know."""
 
@@ -69,6 +76,7 @@ class Job(Question):
     known_hosts: str
     kubernetes: KubernetesJob
     ndb: NdbJob
+    nfs: NfsJob
 
 
 class NodeAnswer(BaseModel):

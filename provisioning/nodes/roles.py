@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from environments.model import Role
-from provisioning.nodes import common, kubernetes, ndb
+from provisioning.nodes import common, kubernetes, ndb, nfs
 from provisioning.nodes.job import Job, Node
 
 Prepare = Callable[[Job, Node], None]
@@ -13,6 +13,7 @@ PREPARATIONS: dict[Role, Prepare] = {
     Role.NDB_MANAGEMENT: ndb.prepare_management,
     Role.NDB_DATA: ndb.prepare_data,
     Role.NDB_SQL: ndb.prepare_sql,
+    Role.NFS: nfs.prepare,
 }
 
 
