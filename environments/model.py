@@ -14,6 +14,7 @@ from environments.secret import SecretRef
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
 Url = Annotated[HttpUrl, PlainSerializer(str)]
 
 
@@ -206,6 +207,10 @@ class WordPress(Section):
     database_clients: str
     database_password: SecretRef
     vip: IPv4Address
+    title: Annotated[str, Field(min_length=1)]
+    admin_user: Annotated[str, Field(min_length=1)]
+    admin_email: Email
+    admin_password: SecretRef
 
 
 class Edge(Section):
@@ -214,7 +219,7 @@ class Edge(Section):
     public_host: str
     account_id: str
     api_token: SecretRef
-    admin_emails: tuple[str, ...] = ()
+    admin_emails: tuple[Email, ...] = ()
 
 
 class Chaos(Section):

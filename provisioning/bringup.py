@@ -17,6 +17,7 @@ from provisioning.machines import (
 )
 from provisioning.ndb import Ndb, NdbStarted
 from provisioning.preparation import NodesPrepared
+from provisioning.site import SiteDeclared, SiteInstalled, SiteRunning
 from provisioning.ssh import Shell
 from provisioning.state import State
 
@@ -49,7 +50,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
     machines = Machines(environment, built, hypervisor, shell)
     exist = all(vms[m.vmid].status == "running" if m.vmid in vms else False for m in built)
     kubeadm, cluster = Kubeadm(environment, shell), Cluster(environment, shell)
-    begun = Begun(kubeadm)
+    begun, database = Begun(kubeadm), Database(environment, shell)
     return [
         TemplateMade(machines),
         MachinesCloned(machines),
@@ -58,7 +59,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
         MachinesEntered(machines),
         NodesPrepared(environment, built, shell, exist),
         NdbStarted(Ndb(environment, shell), exist),
-        DatabaseDeclared(Database(environment, shell), exist),
+        DatabaseDeclared(database, exist),
         ControlPlaneBegun(kubeadm),
         ApiAnswers(cluster, begun),
         ManifestApplied(cluster, environment.kubernetes.cni.manifest, "pod network", begun),
@@ -69,4 +70,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
         ManifestApplied(cluster, environment.metallb.manifest, "MetalLB", begun),
         PoolDeclared(cluster, begun),
         ClusterReady(cluster, begun),
+        SiteDeclared(cluster, database, begun),
+        SiteRunning(cluster, begun),
+        SiteInstalled(cluster, database, begun),
     ]

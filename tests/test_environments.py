@@ -36,6 +36,7 @@ SOURCES = {
     "ndb.packages.suite",
     "ndb.packages.components",
     "wordpress.database_password",
+    "wordpress.admin_password",
     "edge.api_token",
     "chaos.allowed",
 }

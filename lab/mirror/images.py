@@ -15,6 +15,7 @@ from lab.cache import BuildError, Progress, Recipe
 from lab.mirror import apt, binaries, versions
 from lab.mirror.bootstrap import bootstrap, keep_licences
 from lab.mirror.command import bound, run
+from lab.mirror.wordpress import WordPress
 from provisioning.poll import DeadlineExceeded, poll
 
 REGISTRY_START_TIMEOUT_S = 20
@@ -22,13 +23,17 @@ REGISTRY_START_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Image:
-    """One image: `name:tag` below the registry, its files by target path, and how it starts."""
+    """One image: `name:tag` below the registry, its files by target path, how it starts, and the root it is put on.
+
+    `base` is a recipe and the folder of its that is the root; `settings` are umoci's further options.
+    """
 
     name: str
     tag: str
     programs: Mapping[str, tuple[str, str]]
     entrypoint: Sequence[str] = ()
-    base: str | None = None
+    base: tuple[str, str] | None = None
+    settings: Sequence[str] = ()
 
 
 _V = f"v{versions.KUBERNETES}"
@@ -37,7 +42,7 @@ IMAGES = (
         Image(component, _V, {f"/usr/local/bin/{component}": ("kubernetes", component)})
         for component in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
     ),
-    Image("kube-proxy", _V, {"/usr/local/bin/kube-proxy": ("kubernetes", "kube-proxy")}, base="iptables"),
+    Image("kube-proxy", _V, {"/usr/local/bin/kube-proxy": ("kubernetes", "kube-proxy")}, base=("bases", "iptables")),
     Image(
         "etcd",
         f"{versions.ETCD}-0",
@@ -50,12 +55,28 @@ IMAGES = (
         f"v{versions.FLANNEL}",
         {"/opt/bin/flanneld": ("flannel", "flanneld")},
         ("/opt/bin/flanneld",),
-        base="iptables",
+        base=("bases", "iptables"),
     ),
-    Image("flannel/flannel-cni-plugin", versions.FLANNEL_PLUGIN_TAG, {"/flannel": ("cni", "flannel")}, base="busybox"),
+    Image(
+        "flannel/flannel-cni-plugin",
+        versions.FLANNEL_PLUGIN_TAG,
+        {"/flannel": ("cni", "flannel")},
+        base=("bases", "busybox"),
+    ),
     Image("metallb/controller", f"v{versions.METALLB}", {"/controller": ("metallb", "controller")}, ("/controller",)),
     Image("metallb/speaker", f"v{versions.METALLB}", {"/speaker": ("metallb", "speaker")}, ("/speaker",)),
-    Image("e2e-test-images/busybox", versions.BUSYBOX_TAG, {}, ("/bin/sh",), base="busybox"),
+    Image("e2e-test-images/busybox", versions.BUSYBOX_TAG, {}, ("/bin/sh",), base=("bases", "busybox")),
+    Image(
+        "library/wordpress",
+        "latest",
+        {},
+        ("/usr/local/bin/docker-entrypoint.sh",),
+        base=("wordpress", "root"),
+        settings=(
+            *("--config.cmd", "apache2", "--config.cmd=-D", "--config.cmd", "FOREGROUND"),
+            *("--config.workingdir", "/var/www/html"),
+        ),
+    ),
 )
 BASES = {"iptables": ("busybox", "conntrack", "ipset", "iproute2", "iptables"), "busybox": ("busybox",)}
 PAUSE_SOURCE = Path(__file__).parent / "modules" / "pause" / "pause.c"
@@ -145,11 +166,14 @@ class Images:
         binaries.CNI,
         Pause(),
         Bases(),
+        WordPress(),
     )
 
     def inputs(self) -> bytes:
         """Every image's description."""
-        return json.dumps([(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base) for i in IMAGES]).encode()
+        return json.dumps(
+            [(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base, list(i.settings)) for i in IMAGES]
+        ).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Make each image in an OCI layout and push it."""
@@ -178,7 +202,7 @@ class Images:
         target = f"{layout}:work"
         run(["umoci", "new", "--image", target])
         if image.base:
-            run(["umoci", "insert", "--image", target, made["bases"] / image.base, "/"])
+            run(["umoci", "insert", "--image", target, made[image.base[0]] / image.base[1], "/"])
         root = work / "root"
         for path, (recipe, program) in image.programs.items():
             destination = root / path.lstrip("/")
@@ -195,6 +219,7 @@ class Images:
         options = ["--config.env", PATH]
         for word in image.entrypoint:
             options += ["--config.entrypoint", word]
+        options += image.settings
         run(["umoci", "config", "--image", target, *options])
 
 

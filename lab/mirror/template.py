@@ -77,7 +77,7 @@ NFS_FILES = {f"usr/lib/haproof/nfs/{path.name}": path.read_text() for path in so
 SETUP = """\
 set -eu
 # Set aside before the package comes that brings it: where the kernel has no NFS client, the real one mounts nothing.
-dpkg-divert --quiet --local --rename --divert /sbin/mount.nfs.kernel --add /sbin/mount.nfs
+dpkg-divert --quiet --local --no-rename --divert /sbin/mount.nfs.kernel --add /sbin/mount.nfs
 chmod 755 /usr/sbin/mount.nfs
 useradd --create-home --shell /bin/bash --password '*' debian
 echo 'debian ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/90-debian

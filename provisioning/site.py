@@ -1,0 +1,317 @@
+"""The site on the cluster: the document's Service, volume and Deployment, and WordPress installed through its VIP."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from kubernetes.client.exceptions import ApiException
+
+from environments.model import Environment, Role
+from provisioning.action import ActionFailed
+from provisioning.addons import eventually
+from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster, kind_of, name_of
+from provisioning.database import PORT, Database
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.wordpress import NO_DATABASE, WordPress, WordPressError
+
+NAMESPACE = "default"
+NAME, VOLUME, CLAIM, SECRET = "wordpress", "wp-pv", "wp-pvc", "wordpress-db"
+LABELS = {"app": "wordpress", "tier": "frontend"}
+SELECTOR = ",".join(f"{key}={value}" for key, value in LABELS.items())
+# The first replica copies WordPress to the file server; the image comes first.
+READY_TIMEOUT_S = 420
+# PHP and the shared files, without the database: a replica is not the worse for a database that is away.
+PROBE = {"httpGet": {"path": "/wp-includes/version.php", "port": 80}, "timeoutSeconds": 5}
+TROUBLES = {"FailedMount", "FailedScheduling", "Failed", "BackOff", "FailedCreatePodSandBox"}
+
+
+def extra_configuration(environment: Environment) -> str:
+    """PHP for wp-config.php: one site under two names, and no request to hosts elsewhere. Pure.
+
+    Each visitor is led on under the name that was asked for, so that none at the public host hears of the VIP.
+    """
+    public, vip = environment.edge.public_host, environment.wordpress.vip
+    return (
+        f"$public = ($_SERVER['HTTP_HOST'] ?? '') === '{public}'; "
+        "if ($public) { $_SERVER['HTTPS'] = 'on'; } "
+        f"define('WP_HOME', $public ? 'https://{public}' : 'http://{vip}'); "
+        "define('WP_SITEURL', WP_HOME); "
+        "define('WP_HTTP_BLOCK_EXTERNAL', true); "
+        "define('AUTOMATIC_UPDATER_DISABLED', true);"
+    )
+
+
+def secret(environment: Environment) -> dict[str, Any]:
+    """The database's password, where a manifest can refer to it. Holds the secret itself. Pure."""
+    password = environment.wordpress.database_password.reveal()
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": SECRET, "namespace": NAMESPACE},
+        "data": {"password": base64.b64encode(password.encode()).decode()},
+    }
+
+
+def documents(environment: Environment, database: str, secret_version: str) -> list[dict[str, Any]]:
+    """The document's Service, PV, PVC and Deployment; `database` is the SQL node's address. Pure.
+
+    Pods read the Secret when they start: another version of it makes other Pods.
+    """
+    site = environment.wordpress
+    server = environment.with_role(Role.NFS)[0]
+    worker = environment.with_role(Role.WORKER)[0]
+    variables = {
+        "WORDPRESS_DB_HOST": f"{database}:{PORT}",
+        "WORDPRESS_DB_NAME": site.database,
+        "WORDPRESS_DB_USER": site.database_user,
+        "WORDPRESS_CONFIG_EXTRA": extra_configuration(environment),
+    }
+    container = {
+        "name": NAME,
+        "image": site.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [
+            *({"name": name, "value": value} for name, value in variables.items()),
+            {"name": "WORDPRESS_DB_PASSWORD", "valueFrom": {"secretKeyRef": {"name": SECRET, "key": "password"}}},
+        ],
+        "ports": [{"containerPort": 80, "protocol": "TCP", "name": "wordpress"}],
+        "startupProbe": {**PROBE, "periodSeconds": 2, "failureThreshold": 150},
+        "readinessProbe": {**PROBE, "periodSeconds": 3, "failureThreshold": 3},
+        # Endpoints and the rules of all nodes forget a replica first, and only then does it stop to answer.
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},
+        "volumeMounts": [{"name": "wordpress-persistent-storage", "mountPath": "/var/www/html"}],
+    }
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": LABELS},
+        "matchLabelKeys": ["pod-template-hash"],
+        "nodeTaintsPolicy": "Honor",
+    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"app": "wordpress"}},
+            "spec": {
+                "type": "LoadBalancer",
+                "loadBalancerIP": str(site.vip),
+                "selector": LABELS,
+                "ports": [{"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}],
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": VOLUME},
+            "spec": {
+                "storageClassName": "manual",
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteMany"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "mountOptions": ["hard", "nfsvers=3"],
+                "nfs": {
+                    "server": str(environment.reached_from(worker, server)),
+                    "path": environment.nfs.export,
+                },
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": CLAIM, "namespace": NAMESPACE},
+            "spec": {
+                "storageClassName": "manual",
+                "volumeName": VOLUME,
+                "accessModes": ["ReadWriteMany"],
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"app": "wordpress"}},
+            "spec": {
+                "replicas": site.replicas,
+                "selector": {"matchLabels": LABELS},
+                "template": {
+                    "metadata": {"labels": LABELS, "annotations": {"haproof/secret": secret_version}},
+                    "spec": {
+                        "enableServiceLinks": False,
+                        "automountServiceAccountToken": False,
+                        "topologySpreadConstraints": [spread],
+                        "containers": [container],
+                        "volumes": [
+                            {"name": "wordpress-persistent-storage", "persistentVolumeClaim": {"claimName": CLAIM}}
+                        ],
+                    },
+                },
+            },
+        },
+    ]
+
+
+@dataclass(frozen=True)
+class SiteDeclared:
+    """The Secret, the Service, the volume and the Deployment are on the cluster as declared."""
+
+    cluster: Cluster
+    database: Database
+    reachable: Callable[[], bool]
+    name: str = "site declared"
+
+    def _version(self) -> str:
+        """The Secret's version on the cluster; empty when there is none."""
+        try:
+            found = self.cluster.core.read_namespaced_secret(SECRET, NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S)
+        except ApiException as error:
+            if error.status != requests.codes.not_found:
+                raise
+            return ""
+        return hashlib.sha256(f"{found.metadata.uid} {found.metadata.resource_version}".encode()).hexdigest()[:16]
+
+    def _documents(self) -> list[dict[str, Any]]:
+        return documents(self.cluster.environment, str(self.database.address), self._version())
+
+    def pending(self) -> Sequence[str]:
+        """A line for each object that is not as declared."""
+        if not self.reachable():
+            return ["apply the site's Secret, Service, volume, claim and Deployment"]
+        wanted = [secret(self.cluster.environment), *self._documents()]
+        return [f"apply {kind_of(d)} {name_of(d)}" for d in self.cluster.differing(wanted)]
+
+    def apply(self) -> None:
+        """Apply them, the Secret first; raises ActionFailed."""
+        first = secret(self.cluster.environment)
+        if self.cluster.differing([first]):
+            eventually("the site's Secret accepted", lambda: self.cluster.apply([first]))
+        eventually("the site's objects accepted", lambda: self.cluster.apply(self._documents()))
+
+
+def unready_replicas(cluster: Cluster) -> list[str]:
+    """What keeps replicas from being Ready, a line each: by the Deployment, and by the events of its Pods.
+
+    Raises ApiException.
+    """
+    deployment = cluster.apps.read_namespaced_deployment(NAME, NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S)
+    wanted, status = deployment.spec.replicas, deployment.status
+    current = (status.observed_generation or 0) >= deployment.metadata.generation
+    done = (status.ready_replicas or 0, status.updated_replicas or 0, status.replicas or 0)
+    if current and done == (wanted, wanted, wanted):
+        return []
+    pods = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
+    names = {pod.metadata.name: pod.spec.node_name for pod in pods.items}
+    lines = [f"{done[0]} of {wanted} replicas are Ready"]
+    for event in cluster.core.list_namespaced_event(NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S).items:
+        name = event.involved_object.name
+        if name in names and event.reason in TROUBLES:
+            lines.append(f"Pod {name} on {names[name] or 'no node'}: {event.reason}: {event.message}")
+    return lines
+
+
+@dataclass(frozen=True)
+class SiteRunning:
+    """Every replica is Ready."""
+
+    cluster: Cluster
+    reachable: Callable[[], bool]
+    name: str = "site running"
+
+    def pending(self) -> Sequence[str]:
+        """What keeps replicas from being Ready."""
+        if not self.reachable():
+            return ["wait for every replica"]
+        try:
+            return [f"wait: {line}" for line in unready_replicas(self.cluster)]
+        except ApiException as error:
+            if error.status != requests.codes.not_found:
+                raise
+            return ["wait for every replica"]
+
+    def apply(self) -> None:
+        """Wait; raises ActionFailed with what the Pods' events say at the deadline."""
+        told: list[str] = []
+
+        def ready() -> bool:
+            try:
+                told[:] = unready_replicas(self.cluster)
+            except UNAVAILABLE as error:
+                raise NotYet(f"the API does not answer: {error}") from error
+            if told:
+                raise NotYet(told[0])
+            return True
+
+        try:
+            poll("every replica of the site", ready, timeout_s=READY_TIMEOUT_S, interval_s=1)
+        except DeadlineExceeded as error:
+            raise ActionFailed(
+                f"{error}; the Pods' events say why", command="kubectl get events", output="\n".join(told)
+            ) from error
+
+
+@dataclass(frozen=True)
+class SiteInstalled:
+    """WordPress has its tables, its title and its administrator, by its own installer at the VIP."""
+
+    cluster: Cluster
+    database: Database
+    reachable: Callable[[], bool]
+    name: str = "site installed"
+
+    @property
+    def _site(self) -> WordPress:
+        """Asked for by the public name: what the installer writes down is read by the public."""
+        environment = self.cluster.environment
+        return WordPress(f"http://{environment.wordpress.vip}", environment.edge.public_host)
+
+    def pending(self) -> Sequence[str]:
+        """One line unless it is installed."""
+        line = f"install WordPress at {self.cluster.environment.wordpress.vip}"
+        if not self.reachable():
+            return [line]
+        try:
+            return [] if self._site.installed() else [line]
+        except (requests.RequestException, WordPressError):
+            return [line]
+
+    def apply(self) -> None:
+        """Wait for the VIP, and fill in the installer's form; raises ActionFailed with the cause."""
+        settings = self.cluster.environment.wordpress
+
+        def installed() -> bool:
+            try:
+                if not self._site.installed():
+                    self._site.install(
+                        settings.title, settings.admin_user, settings.admin_password.reveal(), settings.admin_email
+                    )
+            except requests.ConnectionError as error:
+                raise NotYet(f"{settings.vip} does not answer: {type(error).__name__}") from error
+            except WordPressError as error:
+                if NO_DATABASE in str(error):
+                    raise NotYet(self._without_database()) from error
+                raise NotYet(str(error)) from error
+            except requests.RequestException as error:
+                raise NotYet(f"{type(error).__name__}") from error
+            return True
+
+        try:
+            poll("WordPress installed", installed, timeout_s=120, interval_s=2)
+        except DeadlineExceeded as error:
+            raise ActionFailed(str(error), machine=self.database.machine.name) from error
+
+    def _without_database(self) -> str:
+        """Why WordPress finds no database, as far as can be told from the SQL node."""
+        where = f"{self.database.address}:{PORT} on {self.database.machine.name}"
+        try:
+            admitted = self.database.admits(self.cluster.environment.wordpress.database_password.reveal())
+        except ActionFailed as error:
+            return f"WordPress finds no database at {where}: {error.cause}"
+        if not admitted:
+            return (
+                f"WordPress finds no database at {where}: the password there is another one than in the Secret {SECRET}"
+            )
+        return f"WordPress finds no database at {where}, which lets its user in from there: look at the way to it"
