@@ -26,6 +26,8 @@ pytest_plugins = [
     "steps.services",
     "steps.power",
     "steps.database",
+    "steps.storage",
+    "steps.site",
     "steps.vip",
 ]
 # What keeps a run from having a target at all; each message says what to do.

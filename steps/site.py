@@ -1,0 +1,354 @@
+"""The site: its replicas, what editors publish and upload, and whether every replica is the same site."""
+
+import base64
+import secrets
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import requests
+from kubernetes.client.exceptions import ApiException
+from pytest_bdd import given, then, when
+
+from environments.model import Environment, Role
+from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME
+from provisioning.wordpress import Media, Post, WordPress
+from steps.complaints import none_of, unless
+from steps.pods import Pod, execute
+
+REPLICAS_TIMEOUT_S = 240
+SEEN_TIMEOUT_S = 30
+MOUNT_TYPES = ("nfs", "nfs4", "fuse.nfs")
+
+
+@dataclass
+class Editor:
+    """Somebody who is logged in, and what they leave behind until it is cleared."""
+
+    visitor: WordPress
+    posts: list[Post] = field(default_factory=list)
+    media: list[tuple[Media, bytes]] = field(default_factory=list)
+
+    def publish(self) -> None:
+        """A post with a title that nothing else has."""
+        token = secrets.token_hex(8)
+        self.posts.append(self.visitor.publish(f"haproof {token}", f"Published by a scenario: {token}"))
+
+    def upload(self) -> None:
+        """An image that nothing else has."""
+        image = png(secrets.token_bytes(3))
+        self.media.append((self.visitor.upload(f"haproof-{secrets.token_hex(4)}.png", image), image))
+
+    def clear(self) -> None:
+        """Remove all of it."""
+        for post in self.posts:
+            self.visitor.delete("posts", post.id)
+        for found, _ in self.media:
+            self.visitor.delete("media", found.id)
+
+
+def png(colour: bytes) -> bytes:
+    """A PNG image of one pixel; `colour` is its red, green and blue. Pure (PNG specification, section 5)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (1).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" + colour))
+        + chunk(b"IEND", b"")
+    )
+
+
+def at_vip(environment: Environment) -> WordPress:
+    """A visitor at the virtual address."""
+    return WordPress(f"http://{environment.wordpress.vip}")
+
+
+def at_replica(environment: Environment, replica: Pod, visitor: WordPress | None = None) -> WordPress:
+    """A visitor, or the same one, at one replica, who asks for the site by its virtual address."""
+    return (visitor or at_vip(environment)).at(f"http://{replica.address}")
+
+
+def ready_replicas(cluster: Cluster) -> tuple[Pod, ...]:
+    """The site's Pods that are Ready and not on their way out; raises ApiException."""
+    found = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
+    return tuple(
+        Pod(pod.metadata.name, pod.status.pod_ip, pod.spec.node_name)
+        for pod in found.items
+        if pod.metadata.deletion_timestamp is None
+        and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
+    )
+
+
+@pytest.fixture
+def replicas(cluster: Cluster) -> tuple[Pod, ...]:
+    """The site's replicas as the scenario finds them."""
+    return ready_replicas(cluster)
+
+
+@pytest.fixture
+def editor(environment: Environment) -> Iterator[Editor]:
+    """The site's administrator, logged in at the virtual address; what they leave is removed."""
+    visitor = at_vip(environment)
+    visitor.log_in(environment.wordpress.admin_user, environment.wordpress.admin_password.reveal())
+    editor = Editor(visitor)
+    yield editor
+    editor.clear()
+
+
+@given("an editor who is logged in at the virtual address")
+def logged_in(editor: Editor) -> None:
+    """See `editor`."""
+
+
+@given("an editor who is logged in on one replica", target_fixture="visitor")
+def logged_in_on_one(environment: Environment, replicas: tuple[Pod, ...]) -> WordPress:
+    """On the first one only."""
+    visitor = at_replica(environment, replicas[0])
+    visitor.log_in(environment.wordpress.admin_user, environment.wordpress.admin_password.reveal())
+    return visitor
+
+
+@given("a post and an image of the editor's")
+def post_and_image(editor: Editor) -> None:
+    """Both new."""
+    editor.publish()
+    editor.upload()
+
+
+@when("the editor publishes a post")
+def publish(editor: Editor) -> None:
+    """By the REST interface."""
+    editor.publish()
+
+
+@when("the editor uploads an image")
+def upload(editor: Editor) -> None:
+    """By the REST interface."""
+    editor.upload()
+
+
+@then("as many replicas as declared are Ready on different workers")
+def replicas_are_spread(replicas: tuple[Pod, ...], environment: Environment) -> None:
+    """Two on one worker would fall with it."""
+    workers = {machine.name for machine in environment.with_role(Role.WORKER)}
+    wanted = environment.wordpress.replicas
+    nodes = [replica.node for replica in replicas]
+    told = ", ".join(f"{replica.name} on {replica.node}" for replica in replicas) or "none"
+    assert len(replicas) == wanted, f"expected {wanted} replicas Ready, found {told}"
+    assert set(nodes) <= workers, f"expected replicas on workers only, found {told}"
+    most = -(-wanted // len(workers))
+    assert all(nodes.count(node) <= most for node in nodes), f"expected at most {most} on a worker, found {told}"
+
+
+def page_of(visitor: WordPress) -> str:
+    """The front page; raises AssertionError when there is none."""
+    reply = visitor.request("GET", "/")
+    assert reply.status_code == requests.codes.ok, f"expected the front page, found status {reply.status_code}"
+    return reply.text
+
+
+@then("the front page shows it at the virtual address and on every replica")
+def front_page_shows(editor: Editor, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+    """To somebody who is not logged in."""
+    pages = {"virtual address": page_of(at_vip(environment))}
+    pages |= {replica.name: page_of(at_replica(environment, replica)) for replica in replicas}
+    none_of(
+        {
+            name: [
+                f"expected “{post.title}” on the front page, and it is not there"
+                for post in editor.posts
+                if post.title not in page
+            ]
+            for name, page in pages.items()
+        }
+    )
+
+
+@then("every replica serves it byte for byte")
+def every_replica_serves(editor: Editor, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+    """What was uploaded, from the replica's own view of the files."""
+    complaints = {}
+    for replica in replicas:
+        lines = []
+        for found, image in editor.media:
+            reply = at_replica(environment, replica).request("GET", found.path)
+            lines += unless(
+                reply.content == image,
+                f"expected {found.path} as uploaded, found status {reply.status_code}, {len(reply.content)} bytes",
+            )
+        complaints[replica.name] = lines
+    none_of(complaints)
+
+
+@then("the editor is logged in on every replica")
+def logged_in_everywhere(visitor: WordPress, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+    """Replicas with salts of their own would not know each other's cookies."""
+    none_of(
+        {
+            replica.name: unless(
+                at_replica(environment, replica, visitor).is_logged_in(),
+                f"expected the login on {replicas[0].name} to be valid here, and it is not",
+            )
+            for replica in replicas
+        }
+    )
+
+
+@then("the site's claim is bound to the file server's export")
+def claim_is_bound(cluster: Cluster, environment: Environment) -> None:
+    """By the volume that the claim is bound to."""
+    claim = cluster.core.read_namespaced_persistent_volume_claim(CLAIM, NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S)
+    found = (claim.status.phase, claim.spec.volume_name)
+    assert found == ("Bound", VOLUME), f"expected {CLAIM} bound to {VOLUME}, found {found}"
+    nfs = cluster.core.read_persistent_volume(VOLUME, _request_timeout=REQUEST_TIMEOUT_S).spec.nfs
+    server = environment.with_role(Role.NFS)[0]
+    addresses = {str(address) for address in server.addresses.values()} | {server.name}
+    assert nfs is not None, f"expected {VOLUME} on NFS, found another kind of volume"
+    told = f"{nfs.server}:{nfs.path}"
+    assert nfs.server in addresses, f"expected {VOLUME} on {server.name}, found {told}"
+    assert nfs.path == environment.nfs.export, f"expected the export {environment.nfs.export}, found {told}"
+
+
+@then("every replica has its files there")
+def replicas_mount_it(cluster: Cluster, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+    """By each replica's own list of mounts: a folder of the node would look the same from outside."""
+    complaints = {}
+    for replica in replicas:
+        rows = execute(cluster.core, NAMESPACE, replica.name, ["cat", "/proc/mounts"]).stdout.splitlines()
+        mount = next((row.split() for row in rows if row.split()[1] == "/var/www/html"), ["nothing", "", "none"])
+        right = mount[2] in MOUNT_TYPES and mount[0].endswith(f":{environment.nfs.export}")
+        complaints[replica.name] = unless(right, f"expected its files by NFS, found {mount[0]} of type {mount[2]}")
+    none_of(complaints)
+
+
+def await_replicas(cluster: Cluster, count: int, gone: frozenset[str] = frozenset()) -> tuple[Pod, ...]:
+    """`count` Ready replicas, none of them one of `gone`; raises DeadlineExceeded."""
+
+    def ready() -> tuple[Pod, ...]:
+        try:
+            found = ready_replicas(cluster)
+        except (ApiException, *UNAVAILABLE) as error:
+            raise NotYet(f"the API does not answer: {type(error).__name__}") from error
+        names = {replica.name for replica in found}
+        if len(found) != count or names & gone:
+            raise NotYet(f"Ready: {', '.join(sorted(names)) or 'none'}")
+        return found
+
+    return poll(f"{count} replicas of the site", ready, timeout_s=REPLICAS_TIMEOUT_S, interval_s=1)
+
+
+@when("all replicas are deleted and others have taken their place", target_fixture="replicas")
+def delete_replicas(cluster: Cluster, replicas: tuple[Pod, ...]) -> tuple[Pod, ...]:
+    """All at once."""
+    for replica in replicas:
+        cluster.core.delete_namespaced_pod(
+            replica.name, NAMESPACE, grace_period_seconds=0, _request_timeout=REQUEST_TIMEOUT_S
+        )
+    return await_replicas(cluster, len(replicas), frozenset(replica.name for replica in replicas))
+
+
+@then("the front page shows the post and every replica serves the image")
+def content_is_there(editor: Editor, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+    """As before."""
+    try:
+        poll("the virtual address", lambda: answers(environment), timeout_s=SEEN_TIMEOUT_S, interval_s=0.5)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected the virtual address to answer, found {error.last_state}") from error
+    front_page_shows(editor, environment, replicas)
+    every_replica_serves(editor, environment, replicas)
+
+
+def answers(environment: Environment) -> bool:
+    """Whether the virtual address answers; raises NotYet with what it says instead."""
+    try:
+        page_of(at_vip(environment))
+    except (requests.RequestException, AssertionError) as error:
+        raise NotYet(str(error)) from error
+    return True
+
+
+def scale(cluster: Cluster, count: int) -> None:
+    """Ask for so many replicas; raises ApiException."""
+    cluster.apps.patch_namespaced_deployment_scale(
+        NAME, NAMESPACE, {"spec": {"replicas": count}}, _request_timeout=REQUEST_TIMEOUT_S
+    )
+
+
+@pytest.fixture
+def scaled(cluster: Cluster, environment: Environment) -> Iterator[None]:
+    """Puts the declared number of replicas back."""
+    yield
+    scale(cluster, environment.wordpress.replicas)
+    await_replicas(cluster, environment.wordpress.replicas)
+
+
+@when("one replica more is asked for than declared", target_fixture="more")
+def scale_out(scaled: None, cluster: Cluster, environment: Environment) -> tuple[Pod, ...]:
+    """All of them, once they are Ready."""
+    count = environment.wordpress.replicas + 1
+    scale(cluster, count)
+    try:
+        return await_replicas(cluster, count)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected {count} replicas Ready, found {error.last_state}") from error
+
+
+@then("it becomes Ready and answers with the same site")
+def one_more_answers(more: tuple[Pod, ...], environment: Environment) -> None:
+    """Every replica's front page has the site's title."""
+    title = environment.wordpress.title
+    none_of(
+        {
+            replica.name: unless(title in page_of(at_replica(environment, replica)), f"expected the site “{title}”")
+            for replica in more
+        }
+    )
+
+
+@then("the replicas are as declared again afterwards")
+def as_declared(cluster: Cluster, environment: Environment) -> None:
+    """Scaled in again, without help but the number."""
+    scale(cluster, environment.wordpress.replicas)
+    try:
+        await_replicas(cluster, environment.wordpress.replicas)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected the declared replicas, found {error.last_state}") from error
+
+
+def readable(cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Everything about the site that people without access to Secrets can read, each with what it is."""
+    for pod in cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR).items:
+        yield f"Pod {pod.metadata.name}", str(pod)
+        yield f"log of {pod.metadata.name}", str(cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE))
+    yield f"Deployment {NAME}", str(cluster.apps.read_namespaced_deployment(NAME, NAMESPACE))
+    for revision in cluster.apps.list_namespaced_replica_set(NAMESPACE, label_selector=SELECTOR).items:
+        yield f"ReplicaSet {revision.metadata.name}", str(revision)
+    for values in cluster.core.list_namespaced_config_map(NAMESPACE).items:
+        yield f"ConfigMap {values.metadata.name}", str(values)
+    for event in cluster.core.list_namespaced_event(NAMESPACE).items:
+        yield f"event {event.metadata.name}", str(event.message)
+
+
+@then("no password of the site is in a Pod's specification, a manifest or a log")
+def no_password(cluster: Cluster, environment: Environment) -> None:
+    """As it is, or in base64."""
+    site = environment.wordpress
+    passwords = {"database's": site.database_password.reveal(), "administrator's": site.admin_password.reveal()}
+    forms = {whose: (password, base64.b64encode(password.encode()).decode()) for whose, password in passwords.items()}
+    none_of(
+        {
+            what: [
+                f"expected no password in it, found the {whose}"
+                for whose, spelled in forms.items()
+                if any(form in text for form in spelled)
+            ]
+            for what, text in readable(cluster)
+        }
+    )
