@@ -69,6 +69,7 @@ class WordPress:
         run(["chroot", root, "cp", "-rL", "/usr/share/wordpress", "/usr/src/wordpress"])
         for name in ("wp-config.php", "wp-config-sample.php"):
             (root / "usr/src/wordpress" / name).unlink(missing_ok=True)
+        run(["chroot", root, "a2enmod", "-q", "rewrite"])
         keep_licences(root, into / "licences")
         for pattern in WASTE:
             for path in root.glob(pattern):
@@ -80,4 +81,3 @@ class WordPress:
             (root / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(FILES / name, root / place)
         (root / PLACES["entrypoint.sh"]).chmod(0o755)
-        run(["chroot", root, "a2enmod", "-q", "rewrite", "headers", "expires"])
