@@ -1,6 +1,9 @@
 """Commands on machines, by OpenSSH: host keys pinned at first contact, secrets by standard input only."""
 
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,8 @@ from environments.model import Environment, Machine
 from provisioning.action import ActionFailed
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.state import State
+
+TUNNEL_TIMEOUT_S = 15
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,33 @@ class Shell:
                 output=result.stdout + result.stderr,
             )
         return result.stdout
+
+    @contextmanager
+    def tunnel(self, machine: Machine, address: str, port: int) -> Iterator[int]:
+        """A port on this machine's loopback that leads, through `machine`, to what only it reaches.
+
+        Raises ActionFailed when it does not come to be.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            local = probe.getsockname()[1]
+        forward = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{local}:{address}:{port}"]
+        command = ["ssh", *self.options(), *forward, str(self.environment.address(machine))]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+
+            def open_() -> bool:
+                if process.poll() is not None:
+                    told = process.stderr.read() if process.stderr else ""
+                    raise Unreachable("a tunnel ended at once", machine=machine.name, command="ssh -L", output=told)
+                with socket.socket() as attempt:
+                    return attempt.connect_ex(("127.0.0.1", local)) == 0
+
+            try:
+                poll(f"a tunnel through {machine.name}", open_, timeout_s=TUNNEL_TIMEOUT_S, interval_s=0.05)
+                yield local
+            except DeadlineExceeded as error:
+                raise Unreachable(str(error), machine=machine.name, command="ssh -L") from error
+            finally:
+                process.terminate()
 
     def forget(self, machine: Machine) -> None:
         """Drop the pinned host key of `machine`, whose disk is new."""

@@ -4,6 +4,7 @@ import base64
 import secrets
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,6 +15,7 @@ from pytest_bdd import given, then, when
 from environments.model import Environment, Role
 from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.session import Session
 from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME
 from provisioning.wordpress import Media, Post, WordPress
 from steps.complaints import none_of, unless
@@ -70,9 +72,27 @@ def at_vip(environment: Environment) -> WordPress:
     return WordPress(f"http://{environment.wordpress.vip}")
 
 
-def at_replica(environment: Environment, replica: Pod, visitor: WordPress | None = None) -> WordPress:
-    """A visitor, or the same one, at one replica, who asks for the site by its virtual address."""
-    return (visitor or at_vip(environment)).at(f"http://{replica.address}")
+@dataclass
+class Entrances:
+    """The ways to single replicas, whose addresses only the cluster's machines reach: tunnels, opened once each."""
+
+    target: Session
+    held: ExitStack
+    ports: dict[Pod, int] = field(default_factory=dict)
+
+    def at(self, replica: Pod, visitor: WordPress | None = None) -> WordPress:
+        """A visitor, or the same one, at one replica, who asks for the site by its virtual address."""
+        if replica not in self.ports:
+            node = self.target.environment.machine(replica.node)
+            self.ports[replica] = self.held.enter_context(self.target.shell.tunnel(node, replica.address, 80))
+        return (visitor or at_vip(self.target.environment)).at(f"http://127.0.0.1:{self.ports[replica]}")
+
+
+@pytest.fixture
+def entrances(target: Session) -> Iterator[Entrances]:
+    """Closed at the end of the scenario."""
+    with ExitStack() as held:
+        yield Entrances(target, held)
 
 
 def ready_replicas(cluster: Cluster) -> tuple[Pod, ...]:
@@ -108,9 +128,9 @@ def logged_in(editor: Editor) -> None:
 
 
 @given("an editor who is logged in on one replica", target_fixture="visitor")
-def logged_in_on_one(environment: Environment, replicas: tuple[Pod, ...]) -> WordPress:
+def logged_in_on_one(environment: Environment, replicas: tuple[Pod, ...], entrances: Entrances) -> WordPress:
     """On the first one only."""
-    visitor = at_replica(environment, replicas[0])
+    visitor = entrances.at(replicas[0])
     visitor.log_in(environment.wordpress.admin_user, environment.wordpress.admin_password.reveal())
     return visitor
 
@@ -155,10 +175,10 @@ def page_of(visitor: WordPress) -> str:
 
 
 @then("the front page shows it at the virtual address and on every replica")
-def front_page_shows(editor: Editor, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+def front_page_shows(editor: Editor, environment: Environment, replicas: tuple[Pod, ...], entrances: Entrances) -> None:
     """To somebody who is not logged in."""
     pages = {"virtual address": page_of(at_vip(environment))}
-    pages |= {replica.name: page_of(at_replica(environment, replica)) for replica in replicas}
+    pages |= {replica.name: page_of(entrances.at(replica)) for replica in replicas}
     none_of(
         {
             name: [
@@ -172,13 +192,13 @@ def front_page_shows(editor: Editor, environment: Environment, replicas: tuple[P
 
 
 @then("every replica serves it byte for byte")
-def every_replica_serves(editor: Editor, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+def every_replica_serves(editor: Editor, replicas: tuple[Pod, ...], entrances: Entrances) -> None:
     """What was uploaded, from the replica's own view of the files."""
     complaints = {}
     for replica in replicas:
         lines = []
         for found, image in editor.media:
-            reply = at_replica(environment, replica).request("GET", found.path)
+            reply = entrances.at(replica).request("GET", found.path)
             lines += unless(
                 reply.content == image,
                 f"expected {found.path} as uploaded, found status {reply.status_code}, {len(reply.content)} bytes",
@@ -188,12 +208,12 @@ def every_replica_serves(editor: Editor, environment: Environment, replicas: tup
 
 
 @then("the editor is logged in on every replica")
-def logged_in_everywhere(visitor: WordPress, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+def logged_in_everywhere(visitor: WordPress, replicas: tuple[Pod, ...], entrances: Entrances) -> None:
     """Replicas with salts of their own would not know each other's cookies."""
     none_of(
         {
             replica.name: unless(
-                at_replica(environment, replica, visitor).is_logged_in(),
+                entrances.at(replica, visitor).is_logged_in(),
                 f"expected the login on {replicas[0].name} to be valid here, and it is not",
             )
             for replica in replicas
@@ -255,14 +275,14 @@ def delete_replicas(cluster: Cluster, replicas: tuple[Pod, ...]) -> tuple[Pod, .
 
 
 @then("the front page shows the post and every replica serves the image")
-def content_is_there(editor: Editor, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+def content_is_there(editor: Editor, environment: Environment, replicas: tuple[Pod, ...], entrances: Entrances) -> None:
     """As before."""
     try:
         poll("the virtual address", lambda: answers(environment), timeout_s=SEEN_TIMEOUT_S, interval_s=0.5)
     except DeadlineExceeded as error:
         raise AssertionError(f"expected the virtual address to answer, found {error.last_state}") from error
-    front_page_shows(editor, environment, replicas)
-    every_replica_serves(editor, environment, replicas)
+    front_page_shows(editor, environment, replicas, entrances)
+    every_replica_serves(editor, replicas, entrances)
 
 
 def answers(environment: Environment) -> bool:
@@ -301,12 +321,12 @@ def scale_out(scaled: None, cluster: Cluster, environment: Environment) -> tuple
 
 
 @then("it becomes Ready and answers with the same site")
-def one_more_answers(more: tuple[Pod, ...], environment: Environment) -> None:
+def one_more_answers(more: tuple[Pod, ...], environment: Environment, entrances: Entrances) -> None:
     """Every replica's front page has the site's title."""
     title = environment.wordpress.title
     none_of(
         {
-            replica.name: unless(title in page_of(at_replica(environment, replica)), f"expected the site “{title}”")
+            replica.name: unless(title in page_of(entrances.at(replica)), f"expected the site “{title}”")
             for replica in more
         }
     )
