@@ -206,6 +206,17 @@ class WordPress(Section):
     database_clients: str
     database_password: SecretRef
     vip: IPv4Address
+    title: Annotated[str, Field(min_length=1)]
+    admin_user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,60}$")]
+    admin_email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
+    admin_password: SecretRef
+
+
+class Helm(Section):
+    """The package manager of Kubernetes on the first master: where it comes from, and the charts it knows."""
+
+    packages: AptSource
+    repositories: dict[Name, Url]
 
 
 class Edge(Section):
@@ -237,6 +248,7 @@ class Environment(Section):
     ndb: Ndb
     nfs: Nfs
     wordpress: WordPress
+    helm: Helm
     edge: Edge
     chaos: Chaos = Chaos()
 

@@ -36,6 +36,12 @@ SOURCES = {
     "ndb.packages.suite",
     "ndb.packages.components",
     "wordpress.database_password",
+    "wordpress.admin_password",
+    "helm.packages.url",
+    "helm.packages.key_url",
+    "helm.packages.suite",
+    "helm.packages.components",
+    "helm.repositories.bitnami",
     "edge.api_token",
     "chaos.allowed",
 }

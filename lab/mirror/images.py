@@ -15,6 +15,7 @@ from lab.cache import BuildError, Progress, Recipe
 from lab.mirror import apt, binaries, versions
 from lab.mirror.bootstrap import bootstrap, keep_licences
 from lab.mirror.command import bound, run
+from lab.mirror.wordpress import WordPress
 from provisioning.poll import DeadlineExceeded, poll
 
 REGISTRY_START_TIMEOUT_S = 20
@@ -22,13 +23,18 @@ REGISTRY_START_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Image:
-    """One image: `name:tag` below the registry, its files by target path, and how it starts."""
+    """One image: `name:tag` below the registry, its files by target path, and how it starts.
+
+    `programs` maps a path to a recipe and the name below its `bin/`; `base` is a recipe and a folder of its that
+    everything else is put on; `options` are more of umoci's about the image's configuration.
+    """
 
     name: str
     tag: str
     programs: Mapping[str, tuple[str, str]]
     entrypoint: Sequence[str] = ()
-    base: str | None = None
+    base: tuple[str, str] | None = None
+    options: Sequence[str] = ()
 
 
 _V = f"v{versions.KUBERNETES}"
@@ -37,7 +43,7 @@ IMAGES = (
         Image(component, _V, {f"/usr/local/bin/{component}": ("kubernetes", component)})
         for component in ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
     ),
-    Image("kube-proxy", _V, {"/usr/local/bin/kube-proxy": ("kubernetes", "kube-proxy")}, base="iptables"),
+    Image("kube-proxy", _V, {"/usr/local/bin/kube-proxy": ("kubernetes", "kube-proxy")}, base=("bases", "iptables")),
     Image(
         "etcd",
         f"{versions.ETCD}-0",
@@ -50,12 +56,31 @@ IMAGES = (
         f"v{versions.FLANNEL}",
         {"/opt/bin/flanneld": ("flannel", "flanneld")},
         ("/opt/bin/flanneld",),
-        base="iptables",
+        base=("bases", "iptables"),
     ),
-    Image("flannel/flannel-cni-plugin", versions.FLANNEL_PLUGIN_TAG, {"/flannel": ("cni", "flannel")}, base="busybox"),
+    Image(
+        "flannel/flannel-cni-plugin",
+        versions.FLANNEL_PLUGIN_TAG,
+        {"/flannel": ("cni", "flannel")},
+        base=("bases", "busybox"),
+    ),
     Image("metallb/controller", f"v{versions.METALLB}", {"/controller": ("metallb", "controller")}, ("/controller",)),
     Image("metallb/speaker", f"v{versions.METALLB}", {"/speaker": ("metallb", "speaker")}, ("/speaker",)),
-    Image("e2e-test-images/busybox", versions.BUSYBOX_TAG, {}, ("/bin/sh",), base="busybox"),
+    Image("e2e-test-images/busybox", versions.BUSYBOX_TAG, {}, ("/bin/sh",), base=("bases", "busybox")),
+    Image(
+        "library/wordpress",
+        "latest",
+        {},
+        ("docker-entrypoint.sh",),
+        base=("wordpress", "root"),
+        options=(
+            *("--config.cmd", "apache2-foreground"),
+            *("--config.workingdir", "/var/www/html"),
+            *("--config.volume", "/var/www/html"),
+            *("--config.exposedports", "80"),
+            *("--config.stopsignal", "SIGWINCH"),  # apache2's own for: end when the requests at work have ended
+        ),
+    ),
 )
 BASES = {"iptables": ("busybox", "conntrack", "ipset", "iproute2", "iptables"), "busybox": ("busybox",)}
 PAUSE_SOURCE = Path(__file__).parent / "modules" / "pause" / "pause.c"
@@ -145,11 +170,13 @@ class Images:
         binaries.CNI,
         Pause(),
         Bases(),
+        WordPress(),
     )
 
     def inputs(self) -> bytes:
         """Every image's description."""
-        return json.dumps([(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base) for i in IMAGES]).encode()
+        described = [(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base, list(i.options)) for i in IMAGES]
+        return json.dumps(described).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Make each image in an OCI layout and push it."""
@@ -178,7 +205,8 @@ class Images:
         target = f"{layout}:work"
         run(["umoci", "new", "--image", target])
         if image.base:
-            run(["umoci", "insert", "--image", target, made["bases"] / image.base, "/"])
+            recipe, folder = image.base
+            run(["umoci", "insert", "--image", target, made[recipe] / folder, "/"])
         root = work / "root"
         for path, (recipe, program) in image.programs.items():
             destination = root / path.lstrip("/")
@@ -192,7 +220,7 @@ class Images:
             root.chmod(0o755)
             run(["umoci", "insert", "--image", target, root, "/"])
             shutil.rmtree(root)
-        options = ["--config.env", PATH]
+        options = ["--config.env", PATH, *image.options]
         for word in image.entrypoint:
             options += ["--config.entrypoint", word]
         run(["umoci", "config", "--image", target, *options])
