@@ -188,6 +188,9 @@ class Ndb(Section):
     replicas: Annotated[int, Field(ge=1, le=4)]
     data_memory_mib: Annotated[int, Field(ge=64)]
     heartbeat_interval_ms: Annotated[int, Field(ge=100)]
+    parameters: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Z][A-Za-z]+$")], str], Field(description="more of [ndbd default]")
+    ] = {}
 
 
 class Nfs(Section):
@@ -208,9 +211,16 @@ class WordPress(Section):
     database_password: SecretRef
     vip: IPv4Address
     title: Annotated[str, Field(min_length=1)]
-    admin_user: Annotated[str, Field(min_length=1)]
+    admin_user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,60}$")]
     admin_email: Email
     admin_password: SecretRef
+
+
+class Helm(Section):
+    """The package manager of Kubernetes on the first master: where it comes from, and the charts it knows."""
+
+    packages: AptSource
+    repositories: dict[Name, Url]
 
 
 class Edge(Section):
@@ -242,6 +252,7 @@ class Environment(Section):
     ndb: Ndb
     nfs: Nfs
     wordpress: WordPress
+    helm: Helm
     edge: Edge
     chaos: Chaos = Chaos()
 

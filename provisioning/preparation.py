@@ -12,7 +12,7 @@ import requests
 from environments.model import AptSource, Environment, Machine, Role
 from provisioning.action import ActionFailed
 from provisioning.ndb import DATA_DIRECTORY
-from provisioning.nodes.job import Answer, Job, KubernetesJob, Member, NdbJob, NfsJob, Node, Source
+from provisioning.nodes.job import Answer, HelmJob, Job, KubernetesJob, Member, NdbJob, NfsJob, Node, Source
 from provisioning.ssh import Shell
 
 TIMEOUT_S = 1200
@@ -47,6 +47,15 @@ class NodesPrepared:
     def _ndb(self) -> NdbJob:
         return ndb_job(self.environment)
 
+    @cached_property
+    def _helm(self) -> HelmJob:
+        helm = self.environment.helm
+        return HelmJob(
+            source=apt_source("helm", helm.packages),
+            machine=self.environment.kubernetes.control_plane_endpoint,
+            repositories={name: str(url).rstrip("/") for name, url in helm.repositories.items()},
+        )
+
     def _run(self, *, apply: bool) -> Answer:
         job = Job(
             apply=apply,
@@ -56,6 +65,7 @@ class NodesPrepared:
             known_hosts=str(self.shell.state.known_hosts),
             kubernetes=self._kubernetes,
             ndb=self._ndb,
+            helm=self._helm,
             nfs=NfsJob(directory=self.environment.nfs.export, clients=str(self.environment.nfs.clients)),
         )
         # The process ends when our end of this pipe does, even if we are killed.
@@ -128,6 +138,7 @@ def ndb_job(environment: Environment) -> NdbJob:
         replicas=ndb.replicas,
         data_memory_mib=ndb.data_memory_mib,
         heartbeat_interval_ms=ndb.heartbeat_interval_ms,
+        parameters=dict(ndb.parameters),
         default_storage_engine=ndb.default_storage_engine,
         data_directory=DATA_DIRECTORY,
         management=management,

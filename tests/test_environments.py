@@ -37,6 +37,11 @@ SOURCES = {
     "ndb.packages.components",
     "wordpress.database_password",
     "wordpress.admin_password",
+    "helm.packages.url",
+    "helm.packages.key_url",
+    "helm.packages.suite",
+    "helm.packages.components",
+    "helm.repositories.bitnami",
     "edge.api_token",
     "chaos.allowed",
 }

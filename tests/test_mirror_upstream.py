@@ -161,8 +161,8 @@ def test_versions_are_compared_as_dpkg_does() -> None:
 
 def test_another_source_is_another_content_and_an_unknown_one_is_refused() -> None:
     assert key(assembly("build")) != key(assembly("upstream"))
-    # MySQL NDB Cluster's own host offers nothing that could be laid out as ours is: it is built for both.
-    built = {"mysql-debian", "mysql", "ndb", "signing-key", "mysql-packages"}
+    # Of MySQL NDB Cluster and Helm nothing is fetched: they are built for both.
+    built = {"mysql-debian", "mysql", "ndb", "signing-key", "mysql-packages", "helm", "helm-packages", "charts"}
     fetched = {"template", "images", "packages", "manifests", "content"}
     assert {recipe.name for recipe in recipes("upstream")} == fetched | built
     with pytest.raises(BuildError, match="no source 'elsewhere'; expected one of: build, upstream"):

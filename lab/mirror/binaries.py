@@ -130,3 +130,8 @@ METALLB = GoPrograms(
 )
 CRICTL = GoPrograms("crictl", {"crictl": "github.com/kubernetes-sigs/cri-tools/cmd/crictl"})
 CNI = GoPrograms("cni", CNI_PROGRAMS)
+HELM = GoPrograms(
+    "helm",
+    {"helm": "helm.sh/helm/v3/cmd/helm"},
+    ldflags=f"-s -w -X helm.sh/helm/v3/internal/version.version=v{versions.HELM}",
+)

@@ -23,9 +23,10 @@ REGISTRY_START_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Image:
-    """One image: `name:tag` below the registry, its files by target path, how it starts, and the root it is put on.
+    """One image: `name:tag` below the registry, its files by target path, and how it starts.
 
-    `base` is a recipe and the folder of its that is the root; `settings` are umoci's further options.
+    `programs` maps a path to a recipe and the name below its `bin/`; `base` is a recipe and a folder of its that
+    everything else is put on; `options` are more of umoci's about the image's configuration.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Image:
     programs: Mapping[str, tuple[str, str]]
     entrypoint: Sequence[str] = ()
     base: tuple[str, str] | None = None
-    settings: Sequence[str] = ()
+    options: Sequence[str] = ()
 
 
 _V = f"v{versions.KUBERNETES}"
@@ -70,11 +71,14 @@ IMAGES = (
         "library/wordpress",
         "latest",
         {},
-        ("/usr/local/bin/docker-entrypoint.sh",),
+        ("docker-entrypoint.sh",),
         base=("wordpress", "root"),
-        settings=(
-            *("--config.cmd", "apache2", "--config.cmd=-D", "--config.cmd", "FOREGROUND"),
+        options=(
+            *("--config.cmd", "apache2-foreground"),
             *("--config.workingdir", "/var/www/html"),
+            *("--config.volume", "/var/www/html"),
+            *("--config.exposedports", "80"),
+            *("--config.stopsignal", "SIGWINCH"),  # apache2's own for: end when the requests at work have ended
         ),
     ),
 )
@@ -171,9 +175,8 @@ class Images:
 
     def inputs(self) -> bytes:
         """Every image's description."""
-        return json.dumps(
-            [(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base, list(i.settings)) for i in IMAGES]
-        ).encode()
+        described = [(i.name, i.tag, dict(i.programs), list(i.entrypoint), i.base, list(i.options)) for i in IMAGES]
+        return json.dumps(described).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
         """Make each image in an OCI layout and push it."""
@@ -202,7 +205,8 @@ class Images:
         target = f"{layout}:work"
         run(["umoci", "new", "--image", target])
         if image.base:
-            run(["umoci", "insert", "--image", target, made[image.base[0]] / image.base[1], "/"])
+            recipe, folder = image.base
+            run(["umoci", "insert", "--image", target, made[recipe] / folder, "/"])
         root = work / "root"
         for path, (recipe, program) in image.programs.items():
             destination = root / path.lstrip("/")
@@ -216,10 +220,9 @@ class Images:
             root.chmod(0o755)
             run(["umoci", "insert", "--image", target, root, "/"])
             shutil.rmtree(root)
-        options = ["--config.env", PATH]
+        options = ["--config.env", PATH, *image.options]
         for word in image.entrypoint:
             options += ["--config.entrypoint", word]
-        options += image.settings
         run(["umoci", "config", "--image", target, *options])
 
 

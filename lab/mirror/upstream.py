@@ -34,7 +34,7 @@ MANIFEST_URLS = {
     ),
 }
 KUBERNETES_REGISTRY = "registry.k8s.io"
-REGISTRIES = {"flannel/": "docker.io", "metallb/": "quay.io"}
+REGISTRIES = {"flannel/": "docker.io", "library/": "docker.io", "metallb/": "quay.io"}
 
 
 class Passing(BuildError):

@@ -12,6 +12,7 @@ CNI_PLUGINS = "0.9.1"  # the last release that ships flannel's plugin
 METALLB = "0.13.12"
 CRICTL = "1.30.0"
 PAUSE = "3.9"
+HELM = "3.15.4"
 BUSYBOX_TAG = "1.36.1-1"
 DEBIAN = "bookworm"
 MYSQL_RELEASE = "sid"  # the release of Debian whose MySQL has NDB; which version that is, the archive says

@@ -48,9 +48,12 @@ def names(node: Node) -> None:
     put("names of machines", "/etc/hosts", text)
 
 
-def packages(name: str, wanted: list[str]) -> None:
-    """Packages of the sources that the machine has; its lists are read anew only where they do not know one."""
-    known = host.get_fact(facts.AptListsHave, packages=wanted)
+def packages(name: str, wanted: list[str], *, listed: bool = False) -> None:
+    """Packages of the sources that the machine has; its lists are read anew only where they do not know one.
+
+    `listed` says that `source` has seen to the lists.
+    """
+    known = listed or host.get_fact(facts.AptListsHave, packages=wanted)
     apt.packages(name=name, packages=wanted, update=not known, no_recommends=True, **PATIENCE)
 
 

@@ -1,5 +1,6 @@
 """Facts of a node that pyinfra does not bring: read over SSH, never changing anything."""
 
+import json
 from collections.abc import Iterable
 
 from pyinfra.api import FactBase
@@ -135,3 +136,17 @@ class KernelServesNfs(FactBase[bool]):
     def process(self, output: Iterable[str]) -> bool:
         """True when it has."""
         return "yes" in "".join(output)
+
+
+class ChartRepositories(FactBase[dict[str, str]]):
+    """The chart repositories that root's Helm knows, by name."""
+
+    default = dict
+
+    def command(self) -> str:
+        """Helm fails when it knows none."""
+        return "helm repo list -o json 2>/dev/null || echo []"
+
+    def process(self, output: Iterable[str]) -> dict[str, str]:
+        """Their addresses."""
+        return {row["name"]: row["url"].rstrip("/") for row in json.loads("".join(output))}

@@ -52,6 +52,7 @@ class NdbJob(Question):
     replicas: int
     data_memory_mib: int
     heartbeat_interval_ms: int
+    parameters: dict[str, str]
     default_storage_engine: str
     data_directory: str
     management: tuple[Member, ...]
@@ -66,6 +67,14 @@ class NfsJob(Question):
     clients: str
 
 
+class HelmJob(Question):
+    """What the machine with Helm needs to know: which one it is, and the chart repositories by name."""
+
+    source: Source
+    machine: str
+    repositories: dict[str, str]
+
+
 class Job(Question):
     """Everything that preparing machines needs to know."""
 
@@ -77,6 +86,7 @@ class Job(Question):
     kubernetes: KubernetesJob
     ndb: NdbJob
     nfs: NfsJob
+    helm: HelmJob
 
 
 class NodeAnswer(BaseModel):

@@ -1,10 +1,10 @@
 """What every Kubernetes node must be before kubeadm runs; the document's own steps, in its order."""
 
 from pyinfra import host
-from pyinfra.operations import apt, server, systemd
+from pyinfra.operations import server, systemd
 
-from provisioning.nodes import facts
-from provisioning.nodes.common import PATIENCE, packages, put, render, source
+from provisioning.nodes import facts, helm
+from provisioning.nodes.common import packages, put, render, source
 from provisioning.nodes.job import Job, KubernetesJob, Node
 
 SYSCTLS = {
@@ -24,6 +24,7 @@ def prepare(job: Job, node: Node) -> None:
     kernel()
     container_runtime(job.kubernetes)
     kubernetes_packages(job.kubernetes)
+    helm.prepare(job, node)
 
 
 def swap_off() -> None:
@@ -67,7 +68,7 @@ def container_runtime(job: KubernetesJob) -> None:
 def kubernetes_packages(job: KubernetesJob) -> None:
     """kubelet, kubeadm and kubectl from the environment's source, held at their version."""
     source("Kubernetes", job.source, "kubelet")
-    apt.packages(name="Kubernetes packages", packages=KUBERNETES_PACKAGES, no_recommends=True, **PATIENCE)
+    packages("Kubernetes packages", KUBERNETES_PACKAGES, listed=True)
     held = host.get_fact(facts.HeldPackages)
     if missing := [package for package in KUBERNETES_PACKAGES if package not in held]:
         server.shell(name="Kubernetes packages held", commands=["apt-mark hold " + " ".join(missing)])

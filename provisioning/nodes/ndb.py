@@ -60,7 +60,7 @@ def common(job: Job, node: Node) -> dict[str, object]:
 def install(job: NdbJob, wanted: list[str]) -> None:
     """The packages, and the directory that holds data and logs."""
     source("MySQL", job.source, wanted[0])
-    packages("MySQL packages", wanted)
+    packages("MySQL packages", wanted, listed=True)
     files.directory(name="the data directory", path=job.data_directory, user="mysql", group="mysql", mode="750")
 
 
