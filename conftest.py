@@ -28,6 +28,7 @@ pytest_plugins = [
     "steps.database",
     "steps.storage",
     "steps.site",
+    "steps.limits",
     "steps.vip",
 ]
 # What keeps a run from having a target at all; each message says what to do.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
+from lab import edge
+
 
 @dataclass(frozen=True)
 class Bridge:
@@ -16,10 +18,12 @@ class Bridge:
     mac: str
 
 
-# The document's two networks. Packets never pass from one to the other here: forwarding stays off.
+# The document's two networks, and an Internet of the lab's own where visitors meet the edge.
+# Packets never pass from one to the other here: forwarding stays off.
 BRIDGES = (
     Bridge("vmbr1", IPv4Interface("172.31.0.1/24"), "02:00:ac:1f:00:01"),
     Bridge("vmbr2", IPv4Interface("10.20.20.1/24"), "02:00:0a:14:14:01"),
+    Bridge("vmbr3", IPv4Interface(edge.NETWORK), "02:00:c6:33:64:01"),
 )
 
 

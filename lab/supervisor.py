@@ -19,7 +19,7 @@ import structlog
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lab import certificates, credentials, leftovers, namespace, network, sysctl
+from lab import certificates, credentials, edge, leftovers, namespace, network, sysctl
 from lab.api import server
 from lab.api.app import create_app
 from lab.api.auth import Auth
@@ -82,8 +82,8 @@ def ensure_ssh_key(path: Path) -> None:
     write_bytes(path, private, mode=0o600)
 
 
-def _listen(port: int) -> socket.socket:
-    return socket.create_server((str(ADDRESS), port), backlog=128)
+def _listen(port: int, address: str = str(ADDRESS)) -> socket.socket:
+    return socket.create_server((address, port), backlog=128)
 
 
 class Supervisor:
@@ -139,6 +139,11 @@ class Supervisor:
         served = registry_config(self._content / "registry", f"{ADDRESS}:{REGISTRY_PORT}", read_only=True)
         registry.write_text(json.dumps(served))  # JSON is YAML
         with closing(_listen(API_PORT)) as api, closing(_listen(MIRROR_PORT)) as mirror, ExitStack() as children:
+            edges = [
+                children.enter_context(closing(_listen(port, edge.ADDRESS)))
+                for port in (edge.PUBLIC_PORT, edge.API_PORT, edge.TUNNEL_PORT)
+            ]
+            edge_fds = [listening.fileno() for listening in edges]
             into_machine = ["nsenter", f"--net=/proc/self/fd/{outside}", "--"]
             arguments = ["--fd", str(mirror.fileno()), "--content", str(self._content)]
             for child in (
@@ -155,6 +160,20 @@ class Supervisor:
                     descriptors=(outside, mirror.fileno()),
                 ),
                 Child("registry", ["docker-registry", "serve", str(registry)]),
+                Child(
+                    "edge",
+                    [
+                        sys.executable,
+                        "-m",
+                        "lab.edge",
+                        "serve",
+                        "--state",
+                        str(paths.state),
+                        "--fds",
+                        *map(str, edge_fds),
+                    ],
+                    descriptors=edge_fds,
+                ),
             ):
                 child.start()
                 children.callback(child.end)

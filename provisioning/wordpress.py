@@ -119,10 +119,10 @@ class WordPress:
         made = self._rest("POST", "posts", json={"title": title, "content": content, "status": "publish"})
         return Post(int(made["id"]), title, str(made["link"]))
 
-    def upload(self, name: str, image: bytes) -> Media:
+    def upload(self, name: str, image: bytes, timeout_s: float = TIMEOUT_S) -> Media:
         """Upload a PNG image; raises WordPressError and RequestException."""
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Type": "image/png"}
-        made = self._rest("POST", "media", data=image, headers=headers)
+        made = self._rest("POST", "media", data=image, headers=headers, timeout_s=timeout_s)
         return Media(int(made["id"]), re.sub(r"^https?://[^/]+", "", str(made["source_url"])))
 
     def delete(self, kind: str, number: int) -> None:

@@ -17,7 +17,7 @@ from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session
 from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME
-from provisioning.wordpress import Media, Post, WordPress
+from provisioning.wordpress import TIMEOUT_S, Media, Post, WordPress
 from steps.complaints import none_of, unless
 from steps.pods import Pod, execute
 
@@ -39,10 +39,11 @@ class Editor:
         token = secrets.token_hex(8)
         self.posts.append(self.visitor.publish(f"haproof {token}", f"Published by a scenario: {token}"))
 
-    def upload(self) -> None:
+    def upload(self, timeout_s: float = TIMEOUT_S) -> None:
         """An image that nothing else has."""
         image = png(secrets.token_bytes(3))
-        self.media.append((self.visitor.upload(f"haproof-{secrets.token_hex(4)}.png", image), image))
+        made = self.visitor.upload(f"haproof-{secrets.token_hex(4)}.png", image, timeout_s)
+        self.media.append((made, image))
 
     def clear(self) -> None:
         """Remove all of it."""

@@ -163,6 +163,7 @@ def test_another_source_is_another_content_and_an_unknown_one_is_refused() -> No
     assert key(assembly("build")) != key(assembly("upstream"))
     # Of MySQL NDB Cluster and Helm nothing is fetched: they are built for both.
     built = {"mysql-debian", "mysql", "ndb", "signing-key", "mysql-packages", "helm", "helm-packages", "charts"}
+    built |= {"cloudflare-packages"}
     fetched = {"template", "images", "packages", "manifests", "content"}
     assert {recipe.name for recipe in recipes("upstream")} == fetched | built
     with pytest.raises(BuildError, match="no source 'elsewhere'; expected one of: build, upstream"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lab.cache import BuildError, Cache, Progress, Recipe, builds, key
 from lab.mirror import binaries
+from lab.mirror.cloudflared import CLOUDFLARED
 from lab.mirror.debs import KUBERNETES
 from lab.mirror.helm import HELM, Charts
 from lab.mirror.images import Images
@@ -40,7 +41,7 @@ class Assembly:
         for name in ("manifests", "template"):
             (into / name).symlink_to(made[name])
         (into / "packages").mkdir()
-        for name in ("packages", MYSQL.name, HELM.name, Charts.name):
+        for name in ("packages", MYSQL.name, HELM.name, Charts.name, CLOUDFLARED.name):
             for top in made[name].iterdir():
                 if top.name != "licences":
                     (into / "packages" / top.name).symlink_to(top)
@@ -54,9 +55,11 @@ class Assembly:
 def assembly(source: str) -> Assembly:
     """What is served, by where it comes from (see `SOURCES`); raises BuildError for anything else."""
     if source == "build":
-        return Assembly((Template(URL), Images(), KUBERNETES, MYSQL, HELM, Charts(), Manifests()))
+        return Assembly((Template(URL), Images(), KUBERNETES, MYSQL, HELM, Charts(), CLOUDFLARED, Manifests()))
     if source == "upstream":
-        return Assembly((Template(URL), FetchedImages(), FetchedPackages(), MYSQL, HELM, Charts(), FetchedManifests()))
+        return Assembly(
+            (Template(URL), FetchedImages(), FetchedPackages(), MYSQL, HELM, Charts(), CLOUDFLARED, FetchedManifests())
+        )
     raise BuildError(f"the lab has no source {source!r}; expected one of: {', '.join(SOURCES)}")
 
 

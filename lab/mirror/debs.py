@@ -177,6 +177,7 @@ def pack(package: Package, version: str, root: Path, into: Path, made: Mapping[s
     for path, text in package.files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
+        (root / path).chmod(0o755 if text.startswith("#!") else 0o644)
     (root / "DEBIAN").mkdir(parents=True)
     (root / "DEBIAN/control").write_text(package.control(version))
     (root / "DEBIAN/conffiles").write_text("".join(f"/{p}\n" for p in package.files if p.startswith("etc/")))

@@ -1,0 +1,158 @@
+"""What the document's single points do when they are gone: the site and the API, watched while they are."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import requests
+from kubernetes.client.exceptions import ApiException
+from pytest_bdd import given, then, when
+
+from environments.model import Environment, Machine, Role
+from provisioning.cluster import UNAVAILABLE, Cluster
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.session import Session
+from provisioning.wordpress import NO_DATABASE, gist
+from steps.cluster import nodes_not_ready
+from steps.power import Power
+from steps.site import Editor, answers, at_vip, await_replicas
+
+# Twice the time after which kube-controller-manager would call a node lost, had it an API to say so.
+WATCHED_S = 20
+WHOLE_TIMEOUT_S = 300
+VISIT_TIMEOUT_S = 20
+WRITE_TIMEOUT_S = 10
+
+
+@pytest.fixture
+def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[None]:
+    """Gives the power back and waits until nodes, database and site are whole: the next scenario starts from there."""
+    yield
+    power.heal()
+    names = {machine.name for machine in target.environment.cluster_machines}
+
+    def whole() -> bool:
+        try:
+            found = [f"{name} {state}" for name, state in nodes_not_ready(cluster, names).items()]
+        except (ApiException, *UNAVAILABLE) as error:
+            raise NotYet(f"the API does not answer: {type(error).__name__}") from error
+        if found:
+            raise NotYet("; ".join(found))
+        return answers(target.environment)
+
+    poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)
+    target.ndb.await_members(target.ndb.members)
+    await_replicas(cluster, target.environment.wordpress.replicas)
+
+
+@given("a site that answers at its virtual address")
+def site_answers(environment: Environment, whole_again: None) -> None:
+    """Before anything is taken away."""
+    poll("the site", lambda: answers(environment), timeout_s=VISIT_TIMEOUT_S, interval_s=0.5)
+
+
+def cut(power: Power, machine: Machine) -> None:
+    """Take the power of one machine."""
+    power.cut((machine,))
+
+
+@when("the second master loses its power")
+def second_master_cut(power: Power, environment: Environment) -> None:
+    """The one that is not the API's endpoint."""
+    endpoint = environment.kubernetes.control_plane_endpoint
+    cut(power, next(m for m in environment.with_role(Role.CONTROL_PLANE) if m.name != endpoint))
+
+
+@when("the SQL node loses its power")
+def sql_cut(power: Power, environment: Environment) -> None:
+    """The only one."""
+    cut(power, environment.with_role(Role.NDB_SQL)[0])
+
+
+@when("the management node loses its power")
+def management_cut(power: Power, environment: Environment) -> None:
+    """The only one."""
+    cut(power, environment.with_role(Role.NDB_MANAGEMENT)[0])
+
+
+@then("the Kubernetes API takes no writes")
+def no_writes(cluster: Cluster) -> None:
+    """Two members of etcd need two for a quorum; a dry run would not ask etcd, so something is truly written."""
+    body = {"metadata": {"generateName": "haproof-limit-"}}
+
+    def refused() -> bool:
+        try:
+            made = cluster.core.create_namespaced_config_map("default", body, _request_timeout=WRITE_TIMEOUT_S)
+        except (ApiException, *UNAVAILABLE):
+            return True
+        cluster.core.delete_namespaced_config_map(made.metadata.name, "default", _request_timeout=WRITE_TIMEOUT_S)
+        raise NotYet("a write was taken")
+
+    try:
+        poll("an API without a quorum", refused, timeout_s=WATCHED_S, interval_s=1)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected the API to take no writes, found that {error.last_state}") from error
+
+
+@then("the site goes on answering")
+def goes_on_answering(environment: Environment) -> None:
+    """Every visit of a while."""
+    until_s, visits, failures = time.monotonic() + WATCHED_S, 0, []
+    while time.monotonic() < until_s:
+        visits += 1
+        try:
+            reply = at_vip(environment).request("GET", "/", timeout_s=VISIT_TIMEOUT_S)
+        except requests.RequestException as error:
+            failures.append(f"{type(error).__name__}: {error}")
+            continue
+        if reply.status_code != requests.codes.ok:
+            failures.append(f"{reply.status_code}: {gist(reply.text)}")
+    assert not failures, f"expected every visit answered, found {len(failures)} of {visits} failed: {failures[0]}"
+
+
+@then("the site says that it has no database")
+def no_database(environment: Environment) -> None:
+    """WordPress' own page, once its connections have given up."""
+
+    def told() -> bool:
+        try:
+            reply = at_vip(environment).request("GET", "/", timeout_s=VISIT_TIMEOUT_S)
+        except requests.RequestException as error:
+            raise NotYet(type(error).__name__) from error
+        if reply.status_code == requests.codes.ok:
+            raise NotYet("the front page")
+        if NO_DATABASE not in reply.text:
+            raise NotYet(f"{reply.status_code}: {gist(reply.text)}")
+        return True
+
+    try:
+        poll("a site without database", told, timeout_s=120, interval_s=0.5)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected “{NO_DATABASE}”, found {error.last_state}") from error
+
+
+@then("it answers again by itself once the SQL node is back")
+def answers_again(environment: Environment, power: Power) -> None:
+    """Without anybody's help."""
+    power.heal()
+    try:
+        poll("the site", lambda: answers(environment), timeout_s=WHOLE_TIMEOUT_S, interval_s=0.5)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected the site back, found {error.last_state}") from error
+
+
+@when("the file server loses its power while the editor uploads an image", target_fixture="pending_upload")
+def upload_in_the_dark(editor: Editor, power: Power, environment: Environment) -> Iterator[Future[None]]:
+    """Begun when the server is gone: it can only wait."""
+    cut(power, environment.with_role(Role.NFS)[0])
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(editor.upload, timeout_s=WHOLE_TIMEOUT_S)
+
+
+@then("the upload ends well once the file server is back")
+def upload_ends(pending_upload: Future[None], power: Power) -> None:
+    """It had not ended before."""
+    assert not pending_upload.done(), f"expected the upload to wait, found it ended: {pending_upload.exception()}"
+    power.heal()
+    pending_upload.result(timeout=WHOLE_TIMEOUT_S)
