@@ -8,7 +8,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, PlainSerializer, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, JsonValue, PlainSerializer, field_validator
 
 from environments.secret import SecretRef
 
@@ -164,6 +164,7 @@ class Kubernetes(Section):
     packages: AptSource
     registry_mirror: Url | None = None
     ignored_preflight_checks: tuple[str, ...] = ()
+    kubelet: Annotated[dict[str, JsonValue], Field(description="more of KubeletConfiguration")] = {}
     cni: Cni
 
 
@@ -223,13 +224,36 @@ class Helm(Section):
     repositories: dict[Name, Url]
 
 
+class Google(Section):
+    """Google as a second way to log in: the OAuth client that its console gives."""
+
+    client_id: Annotated[str, Field(min_length=1)]
+    client_secret: SecretRef
+
+
+class Mailbox(Section):
+    """Where the letters to an address of ours can be read: `GET URL/ADDRESS` with the bearer token."""
+
+    url: Url
+    token: SecretRef
+
+
 class Edge(Section):
     """The public side: a tunnel to the VIP, and who may enter the administration."""
 
-    public_host: str
-    account_id: str
+    public_host: Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)+$")]
+    account_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    zone_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     api_token: SecretRef
+    api_url: Annotated[Url | None, Field(description="of the API, with /client/v4; the service's own if absent")] = None
+    ca: Annotated[str | None, Field(description="certificate file that signs API and public host")] = None
+    resolve: Annotated[IPv4Address | None, Field(description="of the public hosts, as curl's --resolve")] = None
+    packages: AptSource
     admin_emails: tuple[Email, ...] = ()
+    admin_domains: tuple[Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)+$")], ...] = ()
+    session_duration: Annotated[str, Field(pattern=r"^[1-9]\d*[mh]$")] = "24h"
+    google: Google | None = None
+    mailbox: Annotated[Mailbox | None, Field(description="without it, no login by PIN can be exercised")] = None
 
 
 class Chaos(Section):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab.durable import write_bytes
 
-NAMES = ("wordpress-db-password", "wordpress-admin-password", "cloudflare-token")
+NAMES = ("wordpress-db-password", "wordpress-admin-password", "cloudflare-token", "mailbox-token")
 
 
 def ensure(state: Path) -> None:

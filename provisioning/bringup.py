@@ -1,10 +1,12 @@
 """How a target comes to be, as a contents page: the actions, in their order."""
 
 from environments.model import Environment, Role
+from provisioning.account import Account
 from provisioning.action import Action, ActionFailed
 from provisioning.addons import ApiAnswers, ClusterReady, ManifestApplied, PoolDeclared, StrictArp, WorkersLabelled
 from provisioning.cluster import Cluster
 from provisioning.database import Database, DatabaseDeclared
+from provisioning.edge import AccessDeclared, ConnectorRunning, HostAnswers, TunnelDeclared
 from provisioning.hypervisor import Hypervisor, HypervisorError
 from provisioning.kubeadm import ControlPlaneBegun, Kubeadm, NodesJoined, Progress
 from provisioning.machines import (
@@ -17,9 +19,11 @@ from provisioning.machines import (
 )
 from provisioning.ndb import Ndb, NdbStarted
 from provisioning.preparation import NodesPrepared
+from provisioning.public import PublicHost
 from provisioning.site import SiteDeclared, SiteInstalled, SiteRunning
 from provisioning.ssh import Shell
 from provisioning.state import State
+from provisioning.tunnel import Connector
 
 
 class Begun:
@@ -50,7 +54,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
     machines = Machines(environment, built, hypervisor, shell)
     exist = all(vms[m.vmid].status == "running" if m.vmid in vms else False for m in built)
     kubeadm, cluster = Kubeadm(environment, shell), Cluster(environment, shell)
-    begun, database = Begun(kubeadm), Database(environment, shell)
+    begun, database, account = Begun(kubeadm), Database(environment, shell), Account(environment)
     return [
         TemplateMade(machines),
         MachinesCloned(machines),
@@ -73,4 +77,8 @@ def actions(environment: Environment, state: State) -> list[Action]:
         SiteDeclared(cluster, database, begun),
         SiteRunning(cluster, begun),
         SiteInstalled(cluster, database, begun),
+        AccessDeclared(account, state),
+        TunnelDeclared(account),
+        ConnectorRunning(account, Connector(environment, shell), exist),
+        HostAnswers(PublicHost.of(environment.edge), begun),
     ]

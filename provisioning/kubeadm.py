@@ -42,6 +42,7 @@ def cluster_documents(environment: Environment, version: str) -> list[dict[str, 
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "cgroupDriver": "systemd",
+            **kubernetes.kubelet,
         },
     ]
 

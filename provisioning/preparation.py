@@ -1,8 +1,10 @@
 """The action that gives machines the software of their roles, by the process `provisioning.nodes`."""
 
+import base64
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +14,7 @@ import requests
 from environments.model import AptSource, Environment, Machine, Role
 from provisioning.action import ActionFailed
 from provisioning.ndb import DATA_DIRECTORY
-from provisioning.nodes.job import Answer, HelmJob, Job, KubernetesJob, Member, NdbJob, NfsJob, Node, Source
+from provisioning.nodes.job import Answer, HelmJob, Job, KubernetesJob, Member, NdbJob, NfsJob, Node, Source, TunnelJob
 from provisioning.ssh import Shell
 
 TIMEOUT_S = 1200
@@ -56,6 +58,10 @@ class NodesPrepared:
             repositories={name: str(url).rstrip("/") for name, url in helm.repositories.items()},
         )
 
+    @cached_property
+    def _tunnel(self) -> TunnelJob:
+        return TunnelJob(source=apt_source("cloudflared", self.environment.edge.packages))
+
     def _run(self, *, apply: bool) -> Answer:
         job = Job(
             apply=apply,
@@ -66,6 +72,7 @@ class NodesPrepared:
             kubernetes=self._kubernetes,
             ndb=self._ndb,
             helm=self._helm,
+            tunnel=self._tunnel,
             nfs=NfsJob(directory=self.environment.nfs.export, clients=str(self.environment.nfs.clients)),
         )
         # The process ends when our end of this pipe does, even if we are killed.
@@ -101,13 +108,22 @@ def described(environment: Environment, machine: Machine) -> Node:
 
 
 def signing_key(url: str) -> str:
-    """The armored key at `url`; raises ActionFailed."""
+    """The key at `url`, armored; raises ActionFailed."""
     try:
         reply = requests.get(url, timeout=30)
         reply.raise_for_status()
     except requests.RequestException as error:
         raise ActionFailed(f"the key of an apt source cannot be read from {url}: {error}") from error
-    return reply.text
+    return armored(reply.content)
+
+
+def armored(key: bytes) -> str:
+    """An OpenPGP key as text, whichever form it was published in (RFC 9580, section 6.2; the checksum is optional)."""
+    begin, end = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----"
+    if key.lstrip().startswith(begin.encode()):
+        return key.decode()
+    lines = textwrap.wrap(base64.b64encode(key).decode(), 64)
+    return "\n".join([begin, "", *lines, end, ""])
 
 
 def apt_source(name: str, source: AptSource) -> Source:

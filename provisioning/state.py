@@ -38,6 +38,11 @@ class State:
         """The cluster's administrator, as the runner reaches it."""
         return self.folder / "kubeconfig"
 
+    @property
+    def service_token(self) -> Path:
+        """What this suite shows to Access."""
+        return self.folder / "service-token.json"
+
     @contextmanager
     def locked(self, doing: str) -> Iterator[None]:
         """Hold the environment while `doing`; raises Busy naming who holds it already."""

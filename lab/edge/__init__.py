@@ -9,4 +9,4 @@ PUBLIC_PORT, API_PORT, TUNNEL_PORT = 443, 8443, 7844
 API_PATH = "/client/v4"
 TEAM_DOMAIN = "cloudflareaccess.com"
 # Names that the edge's certificate is for: those that documentation may use for itself (RFC 2606).
-HOSTS = ("*.example.org", "*.example.com", "*.example.net", f"*.{TEAM_DOMAIN}", ADDRESS)
+HOSTS = ("*.example.org", "*.example.com", "*.example.net", f"*.{TEAM_DOMAIN}")

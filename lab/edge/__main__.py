@@ -13,7 +13,7 @@ import uvicorn
 
 from lab import certificates
 from lab.edge import HOSTS
-from lab.edge.api import create_api
+from lab.edge.api import MAILBOX, create_api
 from lab.edge.mailbox import Mailbox
 from lab.edge.public import Edge
 from lab.edge.store import Store
@@ -24,7 +24,10 @@ EVERY_SCOPE = frozenset({"tunnel", "dns", "access"})
 
 def tokens(state: Path) -> dict[str, frozenset[str]]:
     """Every API token with its scopes: the lab's own one may do all; others lie in `tokens`, `TOKEN SCOPE…` a line."""
-    found = {(state / "cloudflare-token").read_text().strip(): EVERY_SCOPE}
+    found = {
+        (state / "cloudflare-token").read_text().strip(): EVERY_SCOPE,
+        (state / "mailbox-token").read_text().strip(): frozenset({MAILBOX}),
+    }
     others = state / "edge" / "tokens"
     if others.exists():
         rows = (line.split() for line in others.read_text().splitlines() if line.strip())
@@ -37,10 +40,11 @@ async def serve(state: Path, public: socket.socket, api: socket.socket, tunnel: 
     folder = state / "edge"
     store, mailbox = Store(folder), Mailbox()
     tunnels = Tunnels(store)
-    certificate, key, _ = certificates.ensure(folder, list(HOSTS))
+    own = {str(listening.getsockname()[0]) for listening in (public, api, tunnel)}
+    certificate, key, _ = certificates.ensure(folder, sorted(own.union(HOSTS)))
     served: list[tuple[Any, socket.socket]] = [
         (Edge(store, tunnels, mailbox).application(), public),
-        (create_api(store, mailbox, lambda: tokens(state)), api),
+        (create_api(store, mailbox, lambda: tokens(state), tunnels.connections), api),
         (tunnels.application(), tunnel),
     ]
     servers = [
@@ -52,6 +56,7 @@ async def serve(state: Path, public: socket.socket, api: socket.socket, tunnel: 
                     log_level="warning",
                     access_log=False,
                     server_header=False,
+                    proxy_headers=False,  # what visitors say of themselves is not to be believed
                     ssl_certfile=certificate,
                     ssl_keyfile=key,
                     ws_max_size=1 << 26,

@@ -30,8 +30,10 @@ def plain(path: str) -> str:
     for _ in range(DECODED_AT_MOST):
         path = unquote(path)
     path = re.sub(r";[^/]*", "", path.replace("\\", "/").replace("\0", ""))
+    path = "/".join(word.strip(" ") for word in path.split("/"))
     path = posixpath.normpath(re.sub(r"/+", "/", f"/{path}")).lower()
-    return "/".join(word.rstrip(" .") for word in path.split("/")) or "/"
+    # Some servers take no notice of dots at a name's end; a name of dots alone is then none.
+    return "/" + "/".join(word for word in (w.rstrip(" .") for w in path.split("/")) if word)
 
 
 def covers(guarded: str, path: str) -> bool:

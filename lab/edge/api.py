@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import uuid
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from lab.edge.store import Resource, Store, now, secret
 # Error codes as the service gives them.
 BAD_TOKEN, NO_ROUTE, EXISTS, NOT_FOUND, INVALID = 10000, 7003, 1013, 1003, 1001
 RECORD_EXISTS = 81053
-ACCESS = "access"
+ACCESS, MAILBOX = "access", "mailbox"
 
 
 class Failure(Exception):
@@ -32,8 +33,16 @@ def envelope(result: Any, **more: Any) -> dict[str, Any]:
     return {"success": True, "errors": [], "messages": [], "result": result, **more}
 
 
-def create_api(store: Store, mailbox: Mailbox, tokens: Callable[[], dict[str, frozenset[str]]]) -> FastAPI:
-    """The API; `tokens` gives the scopes (`tunnel dns access`) of every token that is known at the moment."""
+def create_api(
+    store: Store,
+    mailbox: Mailbox,
+    tokens: Callable[[], dict[str, frozenset[str]]],
+    connections: Callable[[str], list[Resource]],
+) -> FastAPI:
+    """The API; `tokens` gives the scopes of every token that is known at the moment: of `tunnel dns access mailbox`.
+
+    `connections` gives those of a tunnel's connectors that are there.
+    """
     app = FastAPI(openapi_url=None)
 
     @app.exception_handler(Failure)
@@ -57,10 +66,10 @@ def create_api(store: Store, mailbox: Mailbox, tokens: Callable[[], dict[str, fr
 
         return Depends(check)
 
-    app.include_router(tunnels(store), prefix=API_PATH, dependencies=[scoped("tunnel")])
+    app.include_router(tunnels(store, connections), prefix=API_PATH, dependencies=[scoped("tunnel")])
     app.include_router(records(store), prefix=API_PATH, dependencies=[scoped("dns")])
     app.include_router(access(store), prefix=API_PATH, dependencies=[scoped(ACCESS)])
-    app.include_router(letters(mailbox), dependencies=[scoped(ACCESS)])
+    app.include_router(letters(mailbox), dependencies=[scoped(MAILBOX)])
     return app
 
 
@@ -97,12 +106,14 @@ def needed(body: Resource, *names: str) -> None:
             raise Failure(400, INVALID, f"{name} is required")
 
 
-def tunnels(store: Store) -> APIRouter:
+def tunnels(store: Store, connections: Callable[[str], list[Resource]]) -> APIRouter:
     """Tunnels, what they lead to, and their tokens."""
     router = APIRouter(prefix="/accounts/{account}/cfd_tunnel")
 
     def shown(tunnel: Resource) -> Resource:
-        return {key: value for key, value in tunnel.items() if key not in ("secret", "config")}
+        live = connections(tunnel["id"])
+        told = {key: value for key, value in tunnel.items() if key not in ("secret", "config")}
+        return {**told, "connections": live, "status": "healthy" if live else "down"}
 
     @router.get("")
     async def every(request: Request) -> Any:
@@ -121,9 +132,7 @@ def tunnels(store: Store) -> APIRouter:
             "name": body["name"],
             "config_src": body.get("config_src", "local"),
             "remote_config": body.get("config_src") == "cloudflare",
-            "status": "inactive",
             "tun_type": "cfd_tunnel",
-            "connections": [],
             "deleted_at": None,
             "secret": secret(),
             "config": {"ingress": []},
@@ -144,6 +153,12 @@ def tunnels(store: Store) -> APIRouter:
         found = held(store, "tunnels", tunnel)
         told = json.dumps({"a": account, "t": tunnel, "s": found["secret"]}).encode()
         return envelope(base64.b64encode(told).decode())
+
+    @router.patch("/{tunnel}")
+    async def edit(tunnel: str, request: Request) -> Any:
+        found, body = held(store, "tunnels", tunnel), await body_of(request)
+        renewed = {"secret": body["tunnel_secret"]} if body.get("tunnel_secret") else {}
+        return envelope(shown(store.put("tunnels", {**found, "name": body.get("name", found["name"]), **renewed})))
 
     @router.get("/{tunnel}/configurations")
     async def configuration(account: str, tunnel: str) -> Any:
@@ -183,7 +198,7 @@ def records(store: Store) -> APIRouter:
         if any(r["name"] == record["name"] for r in store.all("records")):
             raise Failure(400, RECORD_EXISTS, "An A, AAAA, or CNAME record with that host already exists.")
         added = {"created_on": now(), "modified_on": now(), "proxiable": True, "meta": {}, "settings": {}, "tags": []}
-        return envelope(store.add("records", {**added, **record}))
+        return envelope(store.add("records", {"id": uuid.uuid4().hex, **added, **record}))
 
     @router.put("/{record}")
     async def replace(zone: str, record: str, request: Request) -> Any:
@@ -248,6 +263,12 @@ def access(store: Store) -> APIRouter:
             "updated_at": now(),
         },
     )
+
+    @router.post("/service_tokens/{identifier}/rotate")
+    async def rotate(identifier: str) -> Any:
+        found = held(store, "service_tokens", identifier)
+        return envelope(store.put("service_tokens", {**found, "client_secret": secret(), "updated_at": now()}))
+
     return router
 
 

@@ -22,7 +22,6 @@ from . import ADDRESS, TUNNEL_PORT
 from .frames import CHUNK, DATA, END, HEAD, RESET, pack, passed_on, unpack
 
 VERSION = "cloudflared emulated by the haproof lab"
-EDGE = f"wss://{ADDRESS}:{TUNNEL_PORT}/tunnel"
 UNAUTHORIZED = 4401
 ORIGIN_TIMEOUT_S = 90
 RETRY_S, RETRY_MAX_S = 0.5, 8.0
@@ -85,22 +84,22 @@ async def serve(socket: Any) -> None:
             loop.run_in_executor(None, ask, head, bytes(body), answering(stream))
 
 
-async def run(token: str) -> int:
-    """Stay connected; the exit code when the edge will not have this token."""
+async def run(token: str, edge: str) -> int:
+    """Stay connected to `edge`, HOST:PORT; the exit code when it will not have this token."""
     delay_s = RETRY_S
     code: int | None
     while True:
         try:
-            headers = {"Authorization": f"Bearer {token}"}
             async with websockets.connect(
-                EDGE, ssl=trusted(), extra_headers=headers, max_size=None, ping_interval=3, ping_timeout=6
+                f"wss://{edge}/tunnel", ssl=trusted(), max_size=None, ping_interval=3, ping_timeout=6
             ) as socket:
+                await socket.send(token)
                 logging.info("connected to the edge")
                 delay_s = RETRY_S
                 await serve(socket)
                 code, reason = socket.close_code, socket.close_reason
         except websockets.ConnectionClosed as error:
-            code, reason = error.code, error.reason
+            code, reason = (error.rcvd.code, error.rcvd.reason) if error.rcvd else (None, "it broke off")
         except (TimeoutError, OSError, websockets.WebSocketException) as error:
             code, reason = None, str(error) or type(error).__name__
         if code == UNAUTHORIZED:
@@ -122,7 +121,7 @@ def main() -> int:
     token = os.environ.get("TUNNEL_TOKEN", "")
     if arguments.words != ["tunnel", "run"] or not token:
         parser.error("expected `tunnel run`, and the token in the environment variable TUNNEL_TOKEN")
-    return asyncio.run(run(token))
+    return asyncio.run(run(token, os.environ.get("TUNNEL_EDGE") or f"{ADDRESS}:{TUNNEL_PORT}"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import base64
 import hmac
 import itertools
 import json
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lab.edge.frames import DATA, END, HEAD, RESET, pack, pack_head, unpack
-from lab.edge.store import Store
+from lab.edge.store import Store, now
 
 UNAUTHORIZED = 4401  # a websocket's own range of close codes
 ANSWER_TIMEOUT_S = 100.0  # as the service: error 524 after that
@@ -31,6 +32,8 @@ class Connection:
     """One connector's websocket, with the answers that are awaited through it."""
 
     socket: WebSocket
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    opened_at: str = field(default_factory=now)
     streams: dict[int, asyncio.Queue[tuple[int, bytes]]] = field(default_factory=dict)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -61,10 +64,20 @@ class Tunnels:
             return None
         return str(told["t"]) if found and hmac.compare_digest(found["secret"], str(told.get("s", ""))) else None
 
+    def connections(self, tunnel: str) -> list[dict[str, Any]]:
+        """A tunnel's connectors as the API tells of them."""
+        return [
+            {"id": one.id, "client_id": one.id, "opened_at": one.opened_at, "is_pending_reconnect": False}
+            for one in self.connected.get(tunnel, ())
+        ]
+
     async def _accept(self, socket: WebSocket) -> None:
-        token = socket.headers.get("authorization", "").removeprefix("Bearer ")
-        tunnel = self._tunnel_of(token)
         await socket.accept()
+        try:
+            token = await asyncio.wait_for(socket.receive_text(), BEAT_S)
+        except (TimeoutError, WebSocketDisconnect, KeyError, RuntimeError):
+            return  # who says nothing, or nothing that is text, is no connector
+        tunnel = self._tunnel_of(token)
         if tunnel is None:
             await socket.close(UNAUTHORIZED, "Unauthorized: the tunnel's token is not valid")
             return

@@ -75,6 +75,12 @@ class HelmJob(Question):
     repositories: dict[str, str]
 
 
+class TunnelJob(Question):
+    """What the connector's machine needs to know."""
+
+    source: Source
+
+
 class Job(Question):
     """Everything that preparing machines needs to know."""
 
@@ -87,6 +93,7 @@ class Job(Question):
     ndb: NdbJob
     nfs: NfsJob
     helm: HelmJob
+    tunnel: TunnelJob
 
 
 class NodeAnswer(BaseModel):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from environments.model import Role
-from provisioning.nodes import common, kubernetes, ndb, nfs
+from provisioning.nodes import common, kubernetes, ndb, nfs, tunnel
 from provisioning.nodes.job import Job, Node
 
 Prepare = Callable[[Job, Node], None]
@@ -14,11 +14,11 @@ PREPARATIONS: dict[Role, Prepare] = {
     Role.NDB_DATA: ndb.prepare_data,
     Role.NDB_SQL: ndb.prepare_sql,
     Role.NFS: nfs.prepare,
+    Role.TUNNEL: tunnel.prepare,
 }
 
 
 def prepare(job: Job, node: Node) -> None:
     """Plan the operations of one machine: what all have, then what its role asks for."""
     common.prepare(node)
-    if node.role in PREPARATIONS:
-        PREPARATIONS[node.role](job, node)
+    PREPARATIONS[node.role](job, node)

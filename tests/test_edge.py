@@ -1,0 +1,597 @@
+"""The emulated edge through its own three doors: by Cloudflare's library, by plain requests, by a connector."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import cloudflare
+import httpx
+import jwt
+import pytest
+import requests
+from bs4 import BeautifulSoup
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
+from live_edge import LiveEdge, Origin, live_edge
+from openapi_core import OpenAPI
+from openapi_core.exceptions import OpenAPIError
+from openapi_core.testing import MockRequest, MockResponse
+
+import provisioning.account
+from lab.edge.access import covers, destinations, duration_s, guardian, plain
+from lab.edge.frames import HEAD, pack, passed_on, unpack
+from provisioning.account import Account, Permission, Policy
+from provisioning.action import Action, ActionFailed
+from provisioning.edge import AccessDeclared, TunnelDeclared, claimed, ingress, people, suite
+from provisioning.public import Answer, PublicHost
+from provisioning.state import State
+
+CONTRACT = Path(__file__).resolve().parents[2] / "shared/contracts/cloudflare-openapi-subset-20240806.json.gz"
+HOST = "www.example.org"
+ADMIN = "editor@example.org"
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[LiveEdge]:
+    with live_edge(tmp_path / "lab") as running:
+        yield running
+
+
+@pytest.fixture
+def account(edge: LiveEdge) -> Account:
+    return Account(edge.environment)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return State(folder)
+
+
+def converge(*actions: Action) -> list[str]:
+    """What a bring-up of `actions` changes."""
+    changes: list[str] = []
+    for action in actions:
+        pending = list(action.pending())
+        if pending:
+            action.apply()
+        changes += pending
+    return changes
+
+
+@pytest.fixture
+def declared(account: Account, state: State) -> Account:
+    converge(AccessDeclared(account, state), TunnelDeclared(account))
+    return account
+
+
+@pytest.fixture
+def origin() -> Origin:
+    return Origin()
+
+
+@pytest.fixture
+def site(edge: LiveEdge, declared: Account, origin: Origin) -> Iterator[LiveEdge]:
+    """The public host, led through a connector to the origin."""
+    tunnel = declared.tunnel()
+    assert tunnel
+    with origin.serving() as address:
+        declared.set_ingress(tunnel, [(HOST, f"http://{address}"), ("", "http_status:404")])
+        with edge.connector(declared.token(tunnel)):
+            yield edge
+
+
+# -- the account
+
+
+def test_what_is_declared_is_declared_once(account: Account, state: State) -> None:
+    actions = AccessDeclared(account, state), TunnelDeclared(account)
+    assert len(converge(*actions)) == 9
+    assert converge(*actions) == []
+    tunnel = account.tunnel()
+    assert tunnel
+    assert account.ingress(tunnel) == ingress(account.environment)
+    (record,) = account.records()
+    assert (record.kind, record.content, record.proxied) == ("CNAME", tunnel.target, True)
+    application = account.application("haproof-lab administration")
+    assert application
+    assert application.uris == (f"{HOST}/wp-admin", f"{HOST}/wp-login.php")
+    assert state.service_token.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda a: a.set_policy(Policy("haproof-lab people", "allow", ({"everyone": {}},), id_of(a))), "policy"),
+        (lambda a: a.set_ingress(tunnel_of(a), [(HOST, "http://10.0.0.1"), ("", "http_status:404")]), "leads to"),
+        (lambda a: a.make_service_token("haproof-lab suite") and None, ""),
+    ],
+    ids=["everyone", "elsewhere", "rotated"],
+)
+def test_what_was_changed_by_hand_is_put_right(
+    declared: Account, state: State, spoil: Callable[[Account], object], found: str
+) -> None:
+    spoil(declared)
+    actions = AccessDeclared(declared, state), TunnelDeclared(declared)
+    changes = converge(*actions)
+    assert all(found in change for change in changes[:1])
+    assert bool(changes) is bool(found)
+    assert converge(*actions) == []
+    assert declared.policies()["haproof-lab people"].include == people(declared.environment).include
+
+
+def tunnel_of(account: Account) -> provisioning.account.Tunnel:
+    found = account.tunnel()
+    assert found
+    return found
+
+
+def id_of(account: Account) -> str:
+    return account.policies()["haproof-lab people"].id
+
+
+def test_a_lost_service_token_is_made_anew(declared: Account, state: State) -> None:
+    state.service_token.unlink()
+    assert converge(AccessDeclared(declared, state)) == ["service token haproof-lab suite"]
+    assert converge(AccessDeclared(declared, state)) == []
+
+
+def test_a_host_of_another_tunnel_is_refused_and_nothing_changes(edge: LiveEdge, account: Account) -> None:
+    other = Account(edge.environment.model_copy(update={"name": "other"}))
+    converge(TunnelDeclared(other))
+    with pytest.raises(ActionFailed, match=r"www.example.org already belongs to the tunnel haproof-other"):
+        TunnelDeclared(account).pending()
+    assert account.tunnel() is None
+
+
+def test_a_host_with_an_address_of_its_own_is_refused(account: Account) -> None:
+    record = provisioning.account.Record("1", "A", "203.0.113.9", proxied=False)
+    with pytest.raises(ActionFailed, match=r"the record A 203.0.113.9; nothing was changed"):
+        claimed(account.environment, [record], [])
+
+
+def test_a_host_of_a_tunnel_that_is_gone_is_ours_to_take(account: Account) -> None:
+    record = provisioning.account.Record("1", "CNAME", "gone.cfargotunnel.com", proxied=True)
+    assert claimed(account.environment, [record], []) == record
+
+
+@pytest.mark.parametrize(
+    ("scopes", "denied"),
+    [("dns access", Permission.TUNNEL), ("tunnel access", Permission.DNS), ("tunnel dns", Permission.ACCESS)],
+)
+def test_a_token_without_a_scope_is_told_which_one(
+    edge: LiveEdge, state: State, tmp_path: Path, scopes: str, denied: Permission
+) -> None:
+    (edge.state / "edge/tokens").write_text(f"narrow {scopes}\n")
+    (tmp_path / "narrow").write_text("narrow")
+    account = Account(edge.described(api_token=f"file:{tmp_path}/narrow"))
+    with pytest.raises(ActionFailed, match=re.escape(f"the permission “{denied.value}”")) as raised:
+        converge(AccessDeclared(account, state), TunnelDeclared(account))
+    assert "narrow" not in str(raised.value)
+
+
+@pytest.mark.parametrize("trouble", ["429", "503", "cut"])
+def test_passing_trouble_of_the_api_is_waited_out_and_lasting_trouble_told(
+    edge: LiveEdge, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    answers: list[int] = []
+
+    def client(failures: int) -> Callable[..., httpx.Client]:
+        def handle(request: httpx.Request) -> httpx.Response:
+            answers.append(len(answers))
+            if len(answers) > failures:
+                info = {"page": 1, "per_page": 20, "count": 0, "total_count": 0}
+                told = {"success": True, "errors": [], "messages": [], "result": [], "result_info": info}
+                return httpx.Response(200, json=told)
+            if trouble == "cut":
+                raise httpx.RemoteProtocolError("the connection was cut", request=request)
+            return httpx.Response(int(trouble), json={"errors": [{"code": 1, "message": "busy"}]}, headers=HURRY)
+
+        return lambda **_: httpx.Client(transport=httpx.MockTransport(handle))
+
+    monkeypatch.setattr(cloudflare._base_client, "INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(cloudflare._base_client, "MAX_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(provisioning.account, "DefaultHttpxClient", client(2))
+    assert Account(edge.environment).tunnels() == []
+    assert len(answers) == 3
+    answers.clear()
+    monkeypatch.setattr(provisioning.account, "DefaultHttpxClient", client(100))
+    with pytest.raises(ActionFailed, match="list tunnels") as raised:
+        Account(edge.environment).tunnels()
+    assert len(answers) == 1 + provisioning.account.RETRIES
+    assert ("busy" in str(raised.value)) is (trouble != "cut")
+
+
+HURRY = {"retry-after-ms": "10"}
+
+
+def test_every_call_and_answer_keeps_to_cloudflares_own_schema(
+    edge: LiveEdge, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not CONTRACT.exists():
+        pytest.skip(f"Cloudflare's schema is not part of this repository and there is none at {CONTRACT}")
+    exchanges: list[httpx.Response] = []
+
+    def record(response: httpx.Response) -> None:
+        response.read()
+        exchanges.append(response)
+
+    monkeypatch.setattr(
+        provisioning.account,
+        "DefaultHttpxClient",
+        partial(cloudflare.DefaultHttpxClient, event_hooks={"response": [record]}),
+    )
+    strict = partial(cloudflare.Cloudflare, _strict_response_validation=True)
+    monkeypatch.setattr(provisioning.account, "Cloudflare", strict)
+    account = Account(edge.environment)
+    converge(AccessDeclared(account, state), TunnelDeclared(account))
+    state.service_token.unlink()
+    account.set_policy(Policy("haproof-lab people", "allow", ({"everyone": {}},), id_of(account)))
+    account.set_record(tunnel_of(account), account.records()[0])
+    assert account.token(tunnel_of(account))
+    converge(AccessDeclared(account, state), TunnelDeclared(account))
+    schema = OpenAPI.from_dict(json.loads(gzip.decompress(CONTRACT.read_bytes())))
+    known = {(r.request.method, re.sub(r"[0-9a-f-]{32,36}", "ID", r.request.url.path)) for r in exchanges}
+    assert len(known) >= 19
+    faults = [fault for response in exchanges for fault in schema_faults(schema, response)]
+    assert not faults, "\n".join(faults)
+
+
+# Where the schema itself is untrue: ids in paths are marked read-only, and a record that is to be made must have been.
+UNTRUE = ("Tried to write read-only property", "'created_on' is a required property")
+
+
+def schema_faults(schema: OpenAPI, response: httpx.Response) -> list[str]:
+    asked = response.request
+    url = urlsplit(str(asked.url))
+    request = MockRequest(
+        "https://api.cloudflare.com",
+        asked.method.lower(),
+        url.path,
+        args=dict(asked.url.params),
+        headers={"Authorization": asked.headers["Authorization"]},
+        data=asked.content or None,
+        content_type=asked.headers.get("content-type", "application/json"),
+    )
+    answer = MockResponse(response.content, response.status_code, content_type="application/json")
+    faults = []
+    checks: dict[str, Callable[[], None]] = {
+        "request": lambda: schema.validate_request(request),
+        "response": lambda: schema.validate_response(request, answer),
+    }
+    for part, check in checks.items():
+        try:
+            check()
+        except OpenAPIError as error:
+            cause = getattr(error, "schema_errors", None) or error.__cause__ or error
+            if not any(word in str(cause) for word in UNTRUE):
+                faults.append(f"{asked.method} {url.path} {part}: {type(error).__name__}: {cause}"[:600])
+    return faults
+
+
+# -- the tunnel
+
+
+def test_the_public_host_is_the_origin_behind_the_tunnel(site: LiveEdge, origin: Origin) -> None:
+    answer = site.public.get("/a%20b?c=d", {"X-Forwarded-For": "1.2.3.4", "CF-Connecting-IP": "1.2.3.4", "X-Own": "1"})
+    assert answer.status == 200
+    asked = json.loads(answer.body)
+    assert (asked["path"], asked["headers"]["host"]) == ("/a%20b?c=d", HOST)
+    assert asked["headers"]["x-forwarded-proto"] == "https"
+    assert asked["headers"]["cf-connecting-ip"] == asked["headers"]["x-forwarded-for"] == "127.0.0.1"
+    assert asked["headers"]["x-own"] == "1"
+    assert answer.headers["set-cookie"] == ("one=1", "two=2")
+    assert site.public.get("/missing").status == 404
+
+
+def test_a_form_arrives_whole(site: LiveEdge) -> None:
+    with site.public.session() as browser:
+        answer = browser.post(f"https://{HOST}/form", data={"text": "x" * 300_000})
+    assert len(answer.json()["body"]) == 300_005
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(site: LiveEdge) -> None:
+    with pytest.raises(OSError, match=r"IncompleteRead|RemoteDisconnected"):
+        site.public.get("/cut")
+    assert site.public.get("/").status == 200
+
+
+def test_many_are_served_at_a_time(site: LiveEdge) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda path: site.public.get(path).status, ["/slow"] * 8 + ["/"] * 24))
+    assert statuses == [200] * 32
+
+
+def test_without_a_connector_the_host_says_so(edge: LiveEdge, declared: Account) -> None:
+    assert declared.tunnel()
+    answer = edge.public.get("/")
+    assert (answer.status, "1033" in answer.text) == (530, True)
+
+
+def test_an_unknown_host_and_an_unknown_name_of_the_tunnel_lead_nowhere(site: LiveEdge) -> None:
+    other = PublicHost("other.example.org", "127.0.0.1", site.ca, site.public_port)
+    assert other.get("/").status == 530
+
+
+def test_a_revoked_token_ends_the_connector_with_its_reason(edge: LiveEdge, declared: Account) -> None:
+    tunnel = tunnel_of(declared)
+    token = declared.token(tunnel)
+    renewed = {"tunnel_secret": "another"}
+    told = requests.patch(
+        f"{edge.environment.edge.api_url}/accounts/{declared.edge.account_id}/cfd_tunnel/{tunnel.id}",
+        json=renewed,
+        headers={"Authorization": f"Bearer {declared.edge.api_token.reveal()}"},
+        verify=edge.ca,
+        timeout=5,
+    )
+    assert told.status_code == 200
+    with edge.connector(token) as connector:
+        assert connector.wait(10) == 1
+        assert connector.stdout
+        assert "the tunnel's token is not valid" in connector.stdout.read()
+
+
+def test_the_connector_says_what_it_is_and_asks_for_its_token() -> None:
+    command = [sys.executable, "-m", "lab.edge.connector"]
+    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+    assert "emulated" in told
+    bare = {name: value for name, value in os.environ.items() if name != "TUNNEL_TOKEN"}
+    done = subprocess.run([*command, "tunnel", "run"], capture_output=True, text=True, env=bare, check=False)
+    assert (done.returncode, "TUNNEL_TOKEN" in done.stderr) == (2, True)
+
+
+def test_frames_come_back_as_they_were_and_junk_is_refused() -> None:
+    assert unpack(pack(7, HEAD, b"x")) == (7, HEAD, b"x")
+    with pytest.raises(ValueError, match="too short"):
+        unpack(b"x")
+    assert passed_on([("Connection", "close, X-Own"), ("X-Own", "1"), ("X-Other", "2")]) == [("X-Other", "2")]
+
+
+# -- Access: who is let in
+
+
+def login(site: LiveEdge, browser: requests.Session, email: str = ADMIN) -> tuple[requests.Response, str]:
+    """Ask for the administration and then for a PIN; gives the page that asks for it, and the PIN, if one was sent."""
+    base = f"https://{HOST}:{site.public_port}"
+    first = browser.get(f"{base}/wp-admin/?x=1", allow_redirects=False)
+    assert first.status_code == 302
+    asked = team(site, browser, "GET", first.headers["Location"])
+    before = letters(site, email)
+    entered = submit(site, browser, asked, email)
+    after = letters(site, email)
+    found = re.search(r"\d{6}", after[-1]) if len(after) > len(before) else None
+    return entered, found[0] if found else ""
+
+
+def team(site: LiveEdge, browser: requests.Session, method: str, url: str, **more: Any) -> requests.Response:
+    parts = urlsplit(url)
+    return browser.request(
+        method,
+        parts._replace(netloc=f"{parts.hostname}:{site.public_port}").geturl(),
+        allow_redirects=False,
+        timeout=5,
+        **more,
+    )
+
+
+def submit(site: LiveEdge, browser: requests.Session, page: requests.Response, value: str) -> requests.Response:
+    form = BeautifulSoup(page.text, "html.parser").find("form")
+    assert form
+    fields = {str(i["name"]): str(i.get("value", "")) for i in form.find_all("input")}
+    own = next(name for name in fields if name in ("email", "code"))
+    action = f"https://haproof.cloudflareaccess.com{form['action']}"
+    return team(site, browser, "POST", action, data={**fields, own: value})
+
+
+def letters(site: LiveEdge, email: str) -> list[str]:
+    mailbox = site.environment.edge.mailbox
+    assert mailbox
+    told = requests.get(
+        f"{mailbox.url}/{email}",
+        headers={"Authorization": f"Bearer {mailbox.token.reveal()}"},
+        verify=site.ca,
+        timeout=5,
+    )
+    return list(told.json()["letters"])
+
+
+def cookie(site: LiveEdge, browser: requests.Session) -> str:
+    """The session of somebody who has logged in."""
+    entered, pin = login(site, browser)
+    proven = submit(site, browser, entered, pin)
+    assert proven.status_code == 302
+    back = team(site, browser, "GET", proven.headers["Location"])
+    assert back.headers["Location"] == "/wp-admin/?x=1"
+    return back.cookies["CF_Authorization"]
+
+
+def enter(site: LiveEdge, session: str, path: str = "/wp-admin/") -> Answer:
+    return site.public.get(path, {"Cookie": f"CF_Authorization={session}"})
+
+
+def test_the_way_to_the_login_is_as_the_service_words_it(site: LiveEdge) -> None:
+    answer = site.public.get("/wp-admin/?x=1")
+    where = urlsplit(answer.header("location"))
+    assert (answer.status, where.hostname) == (302, "haproof.cloudflareaccess.com")
+    assert where.path == f"/cdn-cgi/access/login/{HOST}"
+    assert parse_qs(where.query)["redirect_url"] == ["/wp-admin/?x=1"]
+    assert answer.header("www-authenticate").startswith("Cloudflare-Access")
+    assert "no-store" in answer.header("cache-control")
+    assert all(word in answer.header("set-cookie") for word in ("CF_AppSession", "Secure", "HttpOnly"))
+
+
+def test_an_authorised_address_gets_in_and_the_origin_hears_who_it_is(site: LiveEdge) -> None:
+    with site.public.session() as browser:
+        session = cookie(site, browser)
+    answer = enter(site, session)
+    assert answer.status == 200
+    assertion = json.loads(answer.body)["headers"]["cf-access-jwt-assertion"]
+    team_host = PublicHost("haproof.cloudflareaccess.com", "127.0.0.1", site.ca, site.public_port)
+    keys = jwt.PyJWKSet.from_json(team_host.get("/cdn-cgi/access/certs").text)
+    key = keys[jwt.get_unverified_header(assertion)["kid"]]
+    application = Account(site.environment).application("haproof-lab administration")
+    assert application
+    claims = jwt.decode(assertion, key, ["RS256"], options={"verify_aud": False}, issuer=f"https://{team_host.name}")
+    assert claims["email"] == ADMIN
+    assert {"aud", "exp", "iat", "nbf", "iss", "type", "sub"} <= claims.keys()
+    assert claims["exp"] - claims["iat"] == 24 * 3600
+    identity = site.public.get("/cdn-cgi/access/get-identity", {"Cookie": f"CF_Authorization={session}"})
+    assert json.loads(identity.body)["email"] == ADMIN
+
+
+def test_an_unauthorised_address_gets_no_pin_and_cannot_tell(site: LiveEdge) -> None:
+    with site.public.session() as one, site.public.session() as other:
+        authorised, pin = login(site, one)
+        stranger, none = login(site, other, "stranger@example.net")
+    assert (bool(pin), none) == (True, "")
+    assert stranger.status_code == authorised.status_code == 200
+    nonce = re.compile(r'value="[^"]+"')
+    assert nonce.sub("", stranger.text) == nonce.sub("", authorised.text)
+    assert set(stranger.headers) == set(authorised.headers)
+
+
+def test_wrong_reused_and_guessed_pins_fail(site: LiveEdge) -> None:
+    with site.public.session() as browser:
+        entered, pin = login(site, browser)
+        wrong = f"{(int(pin) + 1) % 10**6:06d}"
+        assert submit(site, browser, entered, wrong).status_code == 401
+        assert submit(site, browser, entered, pin).status_code == 302
+        assert submit(site, browser, entered, pin).status_code == 401
+        entered, pin = login(site, browser)
+        for _ in range(3):
+            assert submit(site, browser, entered, wrong if wrong != pin else "000000").status_code == 401
+        assert submit(site, browser, entered, pin).status_code == 401
+
+
+def test_a_proof_is_good_for_one_time(site: LiveEdge) -> None:
+    with site.public.session() as browser:
+        entered, pin = login(site, browser)
+        where = submit(site, browser, entered, pin).headers["Location"]
+        assert team(site, browser, "GET", where).status_code == 302
+        assert team(site, browser, "GET", where).status_code == 403
+
+
+def test_tokens_that_are_not_ours_do_not_open(site: LiveEdge) -> None:
+    with site.public.session() as browser:
+        session = cookie(site, browser)
+    claims = jwt.decode(session, options={"verify_signature": False})
+    header = jwt.get_unverified_header(session)
+    stranger = rsa.generate_private_key(65537, 2048)
+    forged = jwt.encode(claims, stranger, "RS256", headers={"kid": header["kid"]})
+    unsigned = jwt.encode(claims, "", "none")
+    confused = jwt.api_jws.PyJWS().encode(
+        json.dumps(claims).encode(), "x" * 32, "HS256", headers={"kid": header["kid"]}
+    )
+    body = session.split(".")
+    altered = ".".join([body[0], body[1][:-4] + ("AAAA" if body[1][-4:] != "AAAA" else "BBBB"), body[2]])
+    for name, bad in {"forged": forged, "none": unsigned, "hs256": confused, "altered": altered, "junk": "x"}.items():
+        assert enter(site, bad).status == 302, name
+    assert enter(site, session).status == 200
+
+
+def test_who_is_no_longer_listed_is_no_longer_let_in(site: LiveEdge, declared: Account) -> None:
+    with site.public.session() as browser:
+        session = cookie(site, browser)
+    nobody = Policy("haproof-lab people", "allow", ({"email": {"email": "another@example.org"}},), id_of(declared))
+    declared.set_policy(nobody)
+    assert enter(site, session).status == 302
+
+
+def test_a_service_token_gets_in_a_wrong_one_does_not_and_a_strange_one_is_forbidden(
+    site: LiveEdge, declared: Account, state: State
+) -> None:
+    token = provisioning.account.ServiceToken.kept(state.service_token)
+    assert token
+    assert token.client_secret not in repr(token)
+    assert site.public.get("/wp-admin/", token.headers).status == 200
+    assert site.public.get("/wp-admin/", {**token.headers, "CF-Access-Client-Secret": "x"}).status == 401
+    stranger = declared.make_service_token("stranger")
+    assert site.public.get("/wp-admin/", stranger.headers).status == 403
+    asked = json.loads(site.public.get("/", token.headers).body)
+    assert not {"cf-access-client-id", "cf-access-client-secret"} & asked["headers"].keys()
+
+
+# -- Access: what is guarded
+
+
+SPELLINGS = [
+    "/wp-admin",
+    "/wp-admin/",
+    "/wp-admin/index.php",
+    "/wp-admin/admin-ajax.php",
+    "/WP-ADMIN/",
+    "/wp-login.php",
+    "/wp-login.php/",
+    "/wp-login.php/x",
+    "/Wp-Login.PHP",
+    "//wp-admin/",
+    "/./wp-admin/",
+    "/x/../wp-admin/",
+    "/x/%2e%2e/wp-admin/",
+    "/%77p-admin/",
+    "/%2577p-admin/",
+    "/wp-admin%2f",
+    "/wp-admin;x/",
+    "/\\wp-admin/",
+    "/wp-admin%20/",
+    "/wp-login.php%00",
+    "/wp-login.php.",
+    "/wp-login.php?x=/",
+    "/ /wp-admin/",
+    "/.../wp-admin/",
+    "/x/.. /wp-admin/",
+]
+
+
+@pytest.mark.parametrize("path", SPELLINGS)
+def test_no_spelling_of_a_guarded_path_gets_by(path: str) -> None:
+    app = {"destinations": [{"type": "public", "uri": f"{HOST}/{guarded}"} for guarded in ("wp-admin", "wp-login.php")]}
+    assert guardian([app], HOST, path) is app
+    assert guardian([app], HOST.upper(), path) is app
+
+
+@pytest.mark.parametrize("path", ["/", "/index.php", "/wp-administrator", "/wp-content/wp-admin.css", "/wp-login"])
+def test_the_rest_of_the_site_is_not_guarded(path: str) -> None:
+    app = {"destinations": [{"type": "public", "uri": f"{HOST}/{guarded}"} for guarded in ("wp-admin", "wp-login.php")]}
+    assert guardian([app], HOST, path) is None
+    assert guardian([app], "other.example.org", "/wp-admin") is None
+
+
+def test_the_most_specific_application_wins_and_a_star_is_below_only() -> None:
+    wide = {"domain": f"{HOST}/wp-admin"}
+    narrow = {"domain": f"{HOST}/wp-admin/css/*"}
+    assert guardian([wide, narrow], HOST, "/wp-admin/css/x") is narrow
+    assert guardian([wide, narrow], HOST, "/wp-admin/css") is wide
+    assert guardian([{"domain": f"{HOST}/alpha/*"}], HOST, "/alpha") is None
+    assert destinations({"domain": HOST}) == [(HOST, "/")]
+    assert guardian([{"domain": HOST}], HOST, "/anything")
+
+
+@given(st.text(alphabet="/.%25eEfF2wp-admin;\\ ", max_size=24))
+def test_a_plain_path_is_plain_already(path: str) -> None:
+    once = plain(path)
+    assert once.startswith("/")
+    assert ".." not in once.split("/")
+    assert covers(once, once) or once == "/"
+
+
+@pytest.mark.parametrize("text", ["24", "1d", "", "-1h", "1h30m"])
+def test_a_duration_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        duration_s(text)
+
+
+def test_the_policies_name_who_is_named(account: Account) -> None:
+    assert people(account.environment).include == ({"email": {"email": ADMIN}},)
+    assert suite(account.environment, "x").decision == "non_identity"
