@@ -29,6 +29,7 @@ pytest_plugins = [
     "steps.storage",
     "steps.site",
     "steps.limits",
+    "steps.edge",
     "steps.vip",
 ]
 # What keeps a run from having a target at all; each message says what to do.

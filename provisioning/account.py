@@ -254,10 +254,18 @@ class Account:
         """The application called `name`."""
         with self._asking("list applications", Permission.ACCESS):
             for found in self._client.zero_trust.access.applications.list(account_id=self._id):
-                told = found.to_dict()
-                if told.get("name") == name:
-                    return described_application(told)
+                if (told := described_application(found.to_dict())).name == name:
+                    return told
         return None
+
+    def applications_over(self, host: str) -> list[Application]:
+        """Every application that guards something of `host`, whoever made it."""
+        with self._asking("list applications", Permission.ACCESS):
+            found = [
+                described_application(a.to_dict())
+                for a in self._client.zero_trust.access.applications.list(account_id=self._id)
+            ]
+        return [application for application in found if any(uri.partition("/")[0] == host for uri in application.uris)]
 
     def set_application(self, application: Application) -> None:
         """Make an application, or replace the one of its id."""
@@ -306,7 +314,7 @@ def described_application(told: dict[str, Any]) -> Application:
     destinations = told.get("destinations") or [{"uri": told.get("domain", "")}]
     policies = sorted(told.get("policies") or [], key=lambda p: p.get("precedence") or 0)
     return Application(
-        str(told["name"]),
+        str(told.get("name", "")),
         tuple(d["uri"] for d in destinations if d.get("uri")),
         tuple(str(p["id"]) for p in policies),
         tuple(told.get("allowed_idps") or ()),
