@@ -6,11 +6,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import cloudflare
@@ -18,7 +18,6 @@ import httpx
 import jwt
 import pytest
 import requests
-from bs4 import BeautifulSoup
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,8 +27,10 @@ from openapi_core.exceptions import OpenAPIError
 from openapi_core.testing import MockRequest, MockResponse
 
 import provisioning.account
-from lab.edge.access import covers, destinations, duration_s, guardian, plain
+from lab.edge.access import PIN_LIFE_S, Logins, Signer, covers, destinations, duration_s, guardian, plain
 from lab.edge.frames import HEAD, pack, passed_on, unpack
+from lab.edge.store import Store
+from provisioning.access import Letters, Login
 from provisioning.account import Account, Permission, Policy
 from provisioning.action import Action, ActionFailed
 from provisioning.edge import AccessDeclared, TunnelDeclared, claimed, ingress, people, suite
@@ -361,59 +362,24 @@ def test_frames_come_back_as_they_were_and_junk_is_refused() -> None:
 # -- Access: who is let in
 
 
-def login(site: LiveEdge, browser: requests.Session, email: str = ADMIN) -> tuple[requests.Response, str]:
-    """Ask for the administration and then for a PIN; gives the page that asks for it, and the PIN, if one was sent."""
-    base = f"https://{HOST}:{site.public_port}"
-    first = browser.get(f"{base}/wp-admin/?x=1", allow_redirects=False)
-    assert first.status_code == 302
-    asked = team(site, browser, "GET", first.headers["Location"])
-    before = letters(site, email)
-    entered = submit(site, browser, asked, email)
-    after = letters(site, email)
-    found = re.search(r"\d{6}", after[-1]) if len(after) > len(before) else None
-    return entered, found[0] if found else ""
-
-
-def team(site: LiveEdge, browser: requests.Session, method: str, url: str, **more: Any) -> requests.Response:
-    parts = urlsplit(url)
-    return browser.request(
-        method,
-        parts._replace(netloc=f"{parts.hostname}:{site.public_port}").geturl(),
-        allow_redirects=False,
-        timeout=5,
-        **more,
-    )
-
-
-def submit(site: LiveEdge, browser: requests.Session, page: requests.Response, value: str) -> requests.Response:
-    form = BeautifulSoup(page.text, "html.parser").find("form")
-    assert form
-    fields = {str(i["name"]): str(i.get("value", "")) for i in form.find_all("input")}
-    own = next(name for name in fields if name in ("email", "code"))
-    action = f"https://haproof.cloudflareaccess.com{form['action']}"
-    return team(site, browser, "POST", action, data={**fields, own: value})
-
-
-def letters(site: LiveEdge, email: str) -> list[str]:
+def asked(site: LiveEdge, email: str = ADMIN) -> tuple[Login, str | None]:
+    """Somebody who has asked for the administration and then for a PIN; the PIN, if one came."""
     mailbox = site.environment.edge.mailbox
     assert mailbox
-    told = requests.get(
-        f"{mailbox.url}/{email}",
-        headers={"Authorization": f"Bearer {mailbox.token.reveal()}"},
-        verify=site.ca,
-        timeout=5,
-    )
-    return list(told.json()["letters"])
+    letters = Letters(mailbox, site.ca)
+    login, before = Login(site.public), len(letters.to(email))
+    login.begin("/wp-admin/?x=1")
+    login.ask(email)
+    return login, letters.pin(email, before, 0.3)
 
 
-def cookie(site: LiveEdge, browser: requests.Session) -> str:
+def logged_in(site: LiveEdge) -> str:
     """The session of somebody who has logged in."""
-    entered, pin = login(site, browser)
-    proven = submit(site, browser, entered, pin)
-    assert proven.status_code == 302
-    back = team(site, browser, "GET", proven.headers["Location"])
-    assert back.headers["Location"] == "/wp-admin/?x=1"
-    return back.cookies["CF_Authorization"]
+    login, pin = asked(site)
+    assert pin
+    session = login.enter(pin)
+    assert session
+    return session
 
 
 def enter(site: LiveEdge, session: str, path: str = "/wp-admin/") -> Answer:
@@ -432,8 +398,7 @@ def test_the_way_to_the_login_is_as_the_service_words_it(site: LiveEdge) -> None
 
 
 def test_an_authorised_address_gets_in_and_the_origin_hears_who_it_is(site: LiveEdge) -> None:
-    with site.public.session() as browser:
-        session = cookie(site, browser)
+    session = logged_in(site)
     answer = enter(site, session)
     assert answer.status == 200
     assertion = json.loads(answer.body)["headers"]["cf-access-jwt-assertion"]
@@ -451,40 +416,72 @@ def test_an_authorised_address_gets_in_and_the_origin_hears_who_it_is(site: Live
 
 
 def test_an_unauthorised_address_gets_no_pin_and_cannot_tell(site: LiveEdge) -> None:
-    with site.public.session() as one, site.public.session() as other:
-        authorised, pin = login(site, one)
-        stranger, none = login(site, other, "stranger@example.net")
-    assert (bool(pin), none) == (True, "")
-    assert stranger.status_code == authorised.status_code == 200
+    (one, pin), (other, none) = asked(site), asked(site, "stranger@example.net")
+    assert (bool(pin), none) == (True, None)
+    assert other.page.status_code == one.page.status_code == 200
     nonce = re.compile(r'value="[^"]+"')
-    assert nonce.sub("", stranger.text) == nonce.sub("", authorised.text)
-    assert set(stranger.headers) == set(authorised.headers)
+    assert nonce.sub("", other.page.text) == nonce.sub("", one.page.text)
+    assert set(other.page.headers) == set(one.page.headers)
 
 
-def test_wrong_reused_and_guessed_pins_fail(site: LiveEdge) -> None:
-    with site.public.session() as browser:
-        entered, pin = login(site, browser)
-        wrong = f"{(int(pin) + 1) % 10**6:06d}"
-        assert submit(site, browser, entered, wrong).status_code == 401
-        assert submit(site, browser, entered, pin).status_code == 302
-        assert submit(site, browser, entered, pin).status_code == 401
-        entered, pin = login(site, browser)
-        for _ in range(3):
-            assert submit(site, browser, entered, wrong if wrong != pin else "000000").status_code == 401
-        assert submit(site, browser, entered, pin).status_code == 401
+def test_wrong_used_and_guessed_pins_fail(site: LiveEdge) -> None:
+    login, pin = asked(site)
+    assert pin
+    wrong = f"{(int(pin) + 1) % 10**6:06d}"
+    assert login.enter(wrong) is None
+    assert login.enter(pin)
+    assert login.enter(pin) is None
+    login, pin = asked(site)
+    assert pin
+    assert [login.enter(f"{(int(pin) + n) % 10**6:06d}") for n in (1, 2, 3)] == [None] * 3
+    assert login.enter(pin) is None
 
 
-def test_a_proof_is_good_for_one_time(site: LiveEdge) -> None:
-    with site.public.session() as browser:
-        entered, pin = login(site, browser)
-        where = submit(site, browser, entered, pin).headers["Location"]
-        assert team(site, browser, "GET", where).status_code == 302
-        assert team(site, browser, "GET", where).status_code == 403
+def test_a_pin_and_a_proof_have_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logins = Logins()
+    word, pin = logins.begin("aud", HOST, "/", ADMIN, admitted=True)
+    assert pin
+    late_s = time.monotonic() + PIN_LIFE_S + 1
+    with monkeypatch.context() as later:
+        later.setattr("lab.edge.access.time.monotonic", lambda: late_s)
+        assert logins.prove(word, pin) is None
+    proof = logins.prove(word, pin)
+    assert proof
+    assert logins.redeem(proof, "other.example.org") is None
+    assert logins.redeem(proof, HOST)
+    assert logins.redeem(proof, HOST) is None
+
+
+def test_a_login_leads_to_its_own_host_only(site: LiveEdge) -> None:
+    login = Login(site.public)
+    login.begin("/wp-admin/")
+    where = login.page.url.replace("redirect_url=%2Fwp-admin%2F", "redirect_url=%2F%2Fevil.example.net%2F")
+    assert where != login.page.url
+    login.page = login.browser.get(where)
+    mailbox = site.environment.edge.mailbox
+    assert mailbox
+    letters = Letters(mailbox, site.ca)
+    login.ask(ADMIN)
+    pin = letters.pin(ADMIN, 0, 1)
+    assert pin
+    reply = login.give("text", pin)
+    back = login.browser.get(reply.headers["Location"], allow_redirects=False)
+    assert back.headers["Location"] == "/evil.example.net/"
+
+
+def test_a_session_of_another_application_or_of_yesterday_does_not_open(site: LiveEdge) -> None:
+    signer = Signer(Store(site.state / "edge").key, "https://haproof.cloudflareaccess.com")
+    own = Store(site.state / "edge").all("apps")[0]
+    claims = {"email": ADMIN, "sub": "x"}
+    assert enter(site, signer.sign(own, claims)).status == 200
+    assert enter(site, signer.sign({**own, "aud": "another"}, claims)).status == 302
+    assert enter(site, signer.sign(own, {**claims, "exp": int(time.time()) - 1})).status == 302
+    assert enter(site, signer.sign(own, {**claims, "iss": "https://other.cloudflareaccess.com"})).status == 302
+    assert enter(site, signer.sign(own, {**claims, "email": "stranger@example.net"})).status == 302
 
 
 def test_tokens_that_are_not_ours_do_not_open(site: LiveEdge) -> None:
-    with site.public.session() as browser:
-        session = cookie(site, browser)
+    session = logged_in(site)
     claims = jwt.decode(session, options={"verify_signature": False})
     header = jwt.get_unverified_header(session)
     stranger = rsa.generate_private_key(65537, 2048)
@@ -501,8 +498,7 @@ def test_tokens_that_are_not_ours_do_not_open(site: LiveEdge) -> None:
 
 
 def test_who_is_no_longer_listed_is_no_longer_let_in(site: LiveEdge, declared: Account) -> None:
-    with site.public.session() as browser:
-        session = cookie(site, browser)
+    session = logged_in(site)
     nobody = Policy("haproof-lab people", "allow", ({"email": {"email": "another@example.org"}},), id_of(declared))
     declared.set_policy(nobody)
     assert enter(site, session).status == 302

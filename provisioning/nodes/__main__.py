@@ -29,6 +29,7 @@ class Failures(BaseStateCallback):
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self.failed: dict[str, Any] = {}
 
     def host_connect_error(self, state: Any, host: Any, error: Any) -> None:
         """A node that cannot be entered."""
@@ -36,12 +37,21 @@ class Failures(BaseStateCallback):
         self.answer.nodes[host.name].output = str(error)
 
     def operation_host_error(self, state: Any, host: Any, op_hash: str, *_: Any, **__: Any) -> None:
-        """An operation that failed, with what its command printed last."""
-        meta = state.get_op_data_for_host(host, op_hash).operation_meta
-        answer = self.answer.nodes[host.name]
-        answer.failed = ", ".join(sorted(state.get_op_meta(op_hash).names))
-        if meta.is_complete():
-            answer.output = "\n".join(meta.stdout_lines[-20:] + meta.stderr_lines[-20:])
+        """An operation that failed; what its commands printed is there only afterwards, see `tell`."""
+        operation = state.get_op_data_for_host(host, op_hash)
+        self.answer.nodes[host.name].failed = name_of(operation)
+        self.failed[host.name] = operation.operation_meta
+
+    def tell(self) -> None:
+        """Complete the answer by what failed operations printed last."""
+        for name, meta in self.failed.items():
+            if meta.is_complete():
+                self.answer.nodes[name].output = "\n".join(meta.stdout_lines[-20:] + meta.stderr_lines[-20:])
+
+
+def name_of(operation: Any) -> str:
+    """An operation's own name; pyinfra counts operations per host and mixes the names of those of one number."""
+    return str(operation.global_arguments["name"])
 
 
 def end_with(lifeline: int) -> None:
@@ -68,7 +78,8 @@ def main() -> None:
     }
     names = [(node.name, {"ssh_hostname": node.address}) for node in job.nodes]
     state = State(Inventory((names, data)), Config(FAIL_PERCENT=100))
-    state.add_callback_handler(Failures(answer))
+    failures = Failures(answer)
+    state.add_callback_handler(failures)
     try:
         state.set_stage(StateStage.Connect)
         connect_all(state)
@@ -90,6 +101,7 @@ def main() -> None:
         for node in answer.nodes.values():
             if node.failed is None and not node.changes:
                 node.failed, node.output = "preparing", f"{type(error).__name__}: {error}"
+    failures.tell()
     print(answer.model_dump_json())  # noqa: T201 - the answer itself
 
 
@@ -111,7 +123,7 @@ def changes_of(state: State, host: Any) -> list[str]:
             if operation.global_arguments.get("_if"):
                 continue
             if operation.operation_meta.will_change:
-                names.append(", ".join(sorted(state.get_op_meta(op_hash).names)))
+                names.append(name_of(operation))
     return names
 
 
