@@ -115,22 +115,29 @@ class Database:
             )
         return done.exit_code == 0
 
+    def _unready(self) -> str:
+        """What keeps the server from answering with its data nodes; empty when nothing does. Raises Unreachable."""
+        done = self.shell.run(
+            self.machine, CLIENT, stdin="SHOW STATUS LIKE 'Ndb_number_of_ready_data_nodes'", timeout_s=30
+        )
+        if done.exit_code:
+            return done.stderr.strip()
+        return "it has no data node yet" if done.stdout.split()[-1:] in ([], ["0"]) else ""
+
+    def ready(self) -> bool:
+        """Whether the server answers now, and has data nodes; raises Unreachable."""
+        return not self._unready()
+
     def await_ready(self) -> None:
         """Wait until the server answers and has its data nodes; raises ActionFailed with the last state."""
 
-        def ready() -> bool:
-            done = self.shell.run(
-                self.machine, CLIENT, stdin="SHOW STATUS LIKE 'Ndb_number_of_ready_data_nodes'", timeout_s=30
-            )
-            if done.exit_code:
-                raise NotYet(done.stderr.strip())
-            count = done.stdout.split()[-1:]
-            if count in ([], ["0"]):
-                raise NotYet("it has no data node yet")
+        def answers() -> bool:
+            if why := self._unready():
+                raise NotYet(why)
             return True
 
         try:
-            poll("the SQL node answers", ready, timeout_s=READY_TIMEOUT_S, interval_s=0.5)
+            poll("the SQL node answers", answers, timeout_s=READY_TIMEOUT_S, interval_s=0.5)
         except DeadlineExceeded as error:
             raise ActionFailed(f"{error}; look at journalctl -u mysql there", machine=self.machine.name) from error
 
@@ -146,9 +153,8 @@ class DatabaseDeclared:
     def pending(self) -> Sequence[str]:
         """A line for each thing that differs; a password shows in none of them."""
         site, account = self.database.site, self.database.account
-        if not self.exist:
+        if not self.exist or not self.database.ready():
             return [f"create the database {site.database}", f"create the user {account}"]
-        self.database.await_ready()
         accounts = self.database.accounts()
         roots = [found for found in accounts if found.user == "root"]
         lines = []
