@@ -30,6 +30,7 @@ PACKAGES = (
     "openssl",
     "procps",
     "python3-fusepy",
+    "python3-websockets",  # of the emulated cloudflared: Cloudflare's own needs no package either
     "sudo",
     "systemd",
     "systemd-sysv",

@@ -10,7 +10,7 @@ from provisioning.tunnel import CREDENTIALS, UNIT
 def prepare(job: Job, node: Node) -> None:
     """The connector, ready to start with a token; called with pyinfra's host in context."""
     source("cloudflared", job.tunnel.source, "cloudflared")
-    packages("the connector", ["cloudflared"])
+    packages("the connector", ["cloudflared"], listed=True)
     files.directory(name="the connector's settings", path="/etc/cloudflared", mode="700", user="root", group="root")
     unit = put(
         "unit of the connector",
