@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,12 @@ NAME, VOLUME, CLAIM, SECRET = "wordpress", "wp-pv", "wp-pvc", "wordpress-db"
 LABELS = {"app": "wordpress", "tier": "frontend"}
 SELECTOR = ",".join(f"{key}={value}" for key, value in LABELS.items())
 # The first replica copies WordPress to the file server; the image comes first.
-READY_TIMEOUT_S = 420
+READY_TIMEOUT_S, INSTALLED_TIMEOUT_S = 420, 120
 # PHP and the shared files, without the database: a replica is not the worse for a database that is away.
 PROBE = {"httpGet": {"path": "/wp-includes/version.php", "port": 80}, "timeoutSeconds": 5}
 TROUBLES = {"FailedMount", "FailedScheduling", "Failed", "BackOff", "FailedCreatePodSandBox"}
+# What no waiting mends: the registry has answered, and has no such image.
+NO_SUCH_IMAGE = re.compile(r"Failed to pull image .*: not found")
 
 
 def extra_configuration(environment: Environment) -> str:
@@ -219,6 +222,7 @@ class SiteRunning:
 
     cluster: Cluster
     reachable: Callable[[], bool]
+    timeout_s: float = READY_TIMEOUT_S
     name: str = "site running"
 
     def pending(self) -> Sequence[str]:
@@ -241,12 +245,14 @@ class SiteRunning:
                 told[:] = unready_replicas(self.cluster)
             except UNAVAILABLE as error:
                 raise NotYet(f"the API does not answer: {error}") from error
+            if final := next((line for line in told if NO_SUCH_IMAGE.search(line)), ""):
+                raise ActionFailed(f"the registry has no such image; correct wordpress.image: {final}")
             if told:
                 raise NotYet(told[0])
             return True
 
         try:
-            poll("every replica of the site", ready, timeout_s=READY_TIMEOUT_S, interval_s=1)
+            poll("every replica of the site", ready, timeout_s=self.timeout_s, interval_s=1)
         except DeadlineExceeded as error:
             raise ActionFailed(
                 f"{error}; the Pods' events say why", command="kubectl get events", output="\n".join(told)
@@ -260,6 +266,7 @@ class SiteInstalled:
     cluster: Cluster
     database: Database
     reachable: Callable[[], bool]
+    timeout_s: float = INSTALLED_TIMEOUT_S
     name: str = "site installed"
 
     @property
@@ -299,7 +306,7 @@ class SiteInstalled:
             return True
 
         try:
-            poll("WordPress installed", installed, timeout_s=120, interval_s=2)
+            poll("WordPress installed", installed, timeout_s=self.timeout_s, interval_s=2)
         except DeadlineExceeded as error:
             raise ActionFailed(str(error), machine=self.database.machine.name) from error
 

@@ -1,0 +1,103 @@
+"""What goes wrong under a built site: each is one clear error with its cause, and the next run puts it right."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from live_lab import build
+from pydantic import BaseModel
+
+from environments.model import Environment, Machine, Role
+from provisioning.action import ActionFailed
+from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
+from provisioning.poll import NotYet, poll
+from provisioning.session import Session, open_session
+from provisioning.site import NAMESPACE, SELECTOR, SiteDeclared, SiteInstalled, SiteRunning, unready_replicas
+
+pytestmark = pytest.mark.lab
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def target() -> Iterator[Session]:
+    """The lab's target, built before, and by the next run again."""
+    whole()
+    yield open_session("lab")
+    whole()
+
+
+def whole() -> None:
+    """A build that ends well."""
+    done = build()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def only(target: Session, role: Role) -> Machine:
+    return target.environment.with_role(role)[0]
+
+
+def changed(model: Environment, **sections: dict[str, object]) -> Environment:
+    """The environment with some keys of some sections changed."""
+
+    def section(name: str, keys: dict[str, object]) -> BaseModel:
+        held: BaseModel = getattr(model, name)
+        return held.model_copy(update=keys)
+
+    return model.model_copy(update={name: section(name, keys) for name, keys in sections.items()})
+
+
+def test_an_image_that_the_registry_has_not_is_told_at_once_and_the_site_stays(target: Session) -> None:
+    environment = changed(target.environment, wordpress={"image": "wordpress:no-such"})
+    cluster = Cluster(environment, target.shell)
+    SiteDeclared(cluster, target.database, lambda: True).apply()
+    with pytest.raises(ActionFailed, match=r"no such image; correct wordpress.image.*wordpress:no-such") as raised:
+        SiteRunning(cluster, lambda: True, PATIENCE_S).apply()
+    assert re.search(r"srvk8s-worker0\d", str(raised.value))
+    assert not SiteInstalled(cluster, target.database, lambda: True).pending()
+
+
+def test_an_export_that_is_not_there_is_told_by_server_and_path(target: Session) -> None:
+    server, cluster = only(target, Role.NFS), target.cluster
+    target.shell.check(server, "mv /etc/ganesha/ganesha.conf /root/ && echo > /etc/ganesha/ganesha.conf")
+    target.shell.check(server, "systemctl restart nfs-ganesha")
+    try:
+        pods = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
+        victim = pods.items[0].metadata.name
+        cluster.core.delete_namespaced_pod(
+            victim, NAMESPACE, grace_period_seconds=0, _request_timeout=REQUEST_TIMEOUT_S
+        )
+
+        def missed() -> bool:
+            if not any("FailedMount" in line for line in unready_replicas(cluster)):
+                raise NotYet("no mount has failed yet")
+            return True
+
+        poll("a mount that fails", missed, timeout_s=PATIENCE_S, interval_s=1)
+        with pytest.raises(ActionFailed, match="every replica of the site") as raised:
+            SiteRunning(cluster, lambda: True, 5).apply()
+    finally:
+        target.shell.check(server, "mv /root/ganesha.conf /etc/ganesha/ && systemctl restart nfs-ganesha")
+    address = target.environment.reached_from(only(target, Role.WORKER), server)
+    assert f"{address}:{target.environment.nfs.export}" in str(raised.value)
+
+
+def test_a_password_that_was_changed_by_hand_is_told_and_put_right(target: Session) -> None:
+    database, cluster = target.database, target.cluster
+    database.query(f"ALTER USER {database.account} IDENTIFIED BY 'another one'")
+    with pytest.raises(ActionFailed, match="the password there is another one") as raised:
+        SiteInstalled(cluster, database, lambda: True, 5).apply()
+    assert raised.value.machine == database.machine.name
+    assert target.environment.wordpress.database_password.reveal() not in str(raised.value)
+
+
+def test_a_sql_node_that_is_away_while_wordpress_is_installed_is_named(target: Session) -> None:
+    database, cluster = target.database, target.cluster
+    target.shell.check(database.machine, "systemctl stop mysql")
+    with pytest.raises(ActionFailed, match=r"finds no database at 172\.31\.0\.120:3306 on srvdbm-sql01"):
+        SiteInstalled(cluster, database, lambda: True, 10).apply()
+
+
+def test_a_connector_whose_token_was_revoked_gets_the_new_one(target: Session) -> None:
+    shell, connector = target.shell, only(target, Role.TUNNEL)
+    shell.check(connector, "echo TUNNEL_TOKEN=revoked > /etc/cloudflared/environment && systemctl restart cloudflared")
+    assert "give the connector the tunnel's token" in build("lab", "--plan").stdout
