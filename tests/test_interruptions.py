@@ -1,6 +1,6 @@
 """The bring-up cut off anywhere: the next run goes on, and the one after that changes nothing.
 
-By `make faults`: it takes a quarter of an hour, most of it kubeadm's own patience with half-joined members.
+By `make faults`: it takes half an hour, most of it kubeadm's own patience with half-joined members.
 In order; it leaves the whole target built. Begun without machines (as make does), it cuts off everything.
 """
 
@@ -31,14 +31,26 @@ ACTIONS = (
     "machines shaped",
     "machines running",
     "machines entered",
-    "nodes prepared",
+    "machines prepared",
+    "NDB cluster started",
+    "database and its user",
     "first control plane",
+    "Kubernetes API",
     "pod network",
+    "strictARP",
     "control planes joined",
     "workers joined",
+    "worker labels",
     "MetalLB",
     "MetalLB pool",
     "cluster ready",
+    "site declared",
+    "site running",
+    "site installed",
+    "administration guarded",
+    "tunnel declared",
+    "connector running",
+    "public host answers",
 )
 
 
@@ -66,6 +78,11 @@ def cut_off(action: str, number: signal.Signals) -> tuple[int, str]:
                 break
         heard += list(process.stderr)
         return process.wait(), "".join(heard)
+
+
+def test_every_action_is_cut_off() -> None:
+    planned = build("lab", "--plan").stderr
+    assert tuple(re.findall(r"^… (.*)$", planned, re.MULTILINE)) == ACTIONS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
@@ -120,8 +137,8 @@ def _kill_mirror() -> None:
 
 def test_a_mirror_that_dies_during_a_build_costs_a_second_run_at_most() -> None:
     _remove_worker()
-    code, heard = run_until("nodes prepared", _kill_mirror)
-    assert code == 0 or "stopped at “nodes prepared”" in heard, heard
+    code, heard = run_until("machines prepared", _kill_mirror)
+    assert code == 0 or "stopped at “machines prepared”" in heard, heard
     done = build()
     assert done.returncode == 0, done.stderr
 

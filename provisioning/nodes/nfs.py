@@ -7,15 +7,15 @@ from provisioning.nodes import facts
 from provisioning.nodes.common import packages, put, render
 from provisioning.nodes.job import Job, NfsJob, Node
 
-# www-data of Debian and of the WordPress image alike. The document gives the directory to nobody:nogroup, mode 755:
+# User 33 in Debian and in the WordPress image alike. The document gives the directory to nobody:nogroup, mode 755:
 # then the image cannot copy itself there, nor anybody upload.
-OWNER = 33
+OWNER = "www-data"
 
 
 def prepare(job: Job, node: Node) -> None:
     """The directory and its export; called with pyinfra's host in context."""
     export = job.nfs
-    files.directory(name="the exported directory", path=export.directory, user=str(OWNER), group=str(OWNER), mode="755")
+    files.directory(name="the exported directory", path=export.directory, user=OWNER, group=OWNER, mode="755")
     if host.get_fact(facts.KernelServesNfs):
         kernel(export)
     else:

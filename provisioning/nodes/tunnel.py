@@ -17,5 +17,7 @@ def prepare(job: Job, node: Node) -> None:
         f"/etc/systemd/system/{UNIT}.service",
         render("cloudflared.service.j2", credentials=CREDENTIALS),
     )
-    systemd.service(name="connector at boot", service=UNIT, enabled=True, running=None, daemon_reload=True)
-    systemd.service(name="connector's unit read anew", service=UNIT, restarted=True, _if=unit.did_change)
+    systemd.service(name="connector at boot", service=UNIT, enabled=True, running=None)
+    systemd.service(
+        name="connector's unit read anew", service=UNIT, restarted=True, daemon_reload=True, _if=unit.did_change
+    )
