@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import requests
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from environments.model import Environment, Role
@@ -27,6 +28,7 @@ READY_TIMEOUT_S, INSTALLED_TIMEOUT_S = 420, 120
 # PHP and the shared files, without the database: a replica is not the worse for a database that is away.
 PROBE = {"httpGet": {"path": "/wp-includes/version.php", "port": 80}, "timeoutSeconds": 5}
 TROUBLES = {"FailedMount", "FailedScheduling", "Failed", "BackOff", "FailedCreatePodSandBox"}
+REVISION = "deployment.kubernetes.io/revision"  # by the Deployment's controller, on its ReplicaSets as well
 # What no waiting mends: the registry has answered, and has no such image.
 NO_SUCH_IMAGE = re.compile(r"Failed to pull image .*: not found")
 
@@ -195,6 +197,17 @@ class SiteDeclared:
         eventually("the site's objects accepted", lambda: self.cluster.apply(self._documents()))
 
 
+def pods_of(cluster: Cluster, deployment: client.V1Deployment) -> list[client.V1Pod]:
+    """The Pods of a Deployment's present template: those of one that was corrected tell of what is over."""
+    revision = deployment.metadata.annotations[REVISION]
+    sets = cluster.apps.list_namespaced_replica_set(
+        NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
+    )
+    present = {found.metadata.uid for found in sets.items if found.metadata.annotations.get(REVISION) == revision}
+    pods = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
+    return [pod for pod in pods.items if any(owner.uid in present for owner in pod.metadata.owner_references or [])]
+
+
 def unready_replicas(cluster: Cluster) -> list[str]:
     """What keeps replicas from being Ready, a line each: by the Deployment, and by the events of its Pods.
 
@@ -206,9 +219,10 @@ def unready_replicas(cluster: Cluster) -> list[str]:
     done = (status.ready_replicas or 0, status.updated_replicas or 0, status.replicas or 0)
     if current and done == (wanted, wanted, wanted):
         return []
-    pods = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
-    names = {pod.metadata.name: pod.spec.node_name for pod in pods.items}
     lines = [f"{done[0]} of {wanted} replicas are Ready"]
+    if not current:
+        return lines
+    names = {pod.metadata.name: pod.spec.node_name for pod in pods_of(cluster, deployment)}
     for event in cluster.core.list_namespaced_event(NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S).items:
         name = event.involved_object.name
         if name in names and event.reason in TROUBLES:
