@@ -111,7 +111,7 @@ class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no 
         self._open: dict[int, OpenFile] = {}
         self._next = 0
         self._lock = threading.Lock()
-        self._groups: dict[int, tuple[float, tuple[int, ...]]] = {}
+        self._callers: dict[int, tuple[float, Caller]] = {}
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
         """Every operation comes through here: what is no errno yet becomes one."""
@@ -125,17 +125,18 @@ class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no 
     def _caller(self) -> Caller:
         uid, gid, pid = fusepy.fuse_get_context()
         now_s = time.monotonic()
-        until_s, groups = self._groups.get(pid, (0.0, ()))
-        if until_s < now_s:
+        until_s, caller = self._callers.get(pid, (0.0, None))
+        if caller is None or until_s < now_s or (caller.uid, caller.gid) != (uid, gid):
             try:
                 with open(f"/proc/{pid}/status") as status:
                     groups = groups_in(status.read())
             except OSError:
                 groups = ()  # the kernel itself, or one who has ended: nobody's groups
-            if len(self._groups) > 1000:
-                self._groups.clear()
-            self._groups[pid] = (now_s + GROUPS_KEPT_S, groups)
-        return Caller(uid, gid, groups)
+            if len(self._callers) > 1000:
+                self._callers.clear()
+            caller = Caller(uid, gid, groups)
+            self._callers[pid] = (now_s + GROUPS_KEPT_S, caller)
+        return caller
 
     def _at(self, path: str, caller: Caller, *, fresh: bool = False) -> Node:
         """The file at `path`; with `fresh`, with its attributes as they are now."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ ERRNO_OF = {
     10007: errno.EINVAL,  # a type that the server does not make
 }
 JUKEBOX_WAIT_S = 1.0
+# Type, mode, links, owners; size and use; device; numbers of file system and file; three times.
+FATTR3 = struct.Struct(">5I2Q2I2Q6I")
 DIRECTORY_BYTES = 65536
 ENCODING = "latin-1"  # a name is bytes; in this one every byte is a character and comes back as it was
 
@@ -122,13 +125,9 @@ def error(status: int) -> OSError:
 
 def read_attributes(reply: Reader) -> Attributes:
     """A fattr3."""
-    kind, mode, links, uid, gid = reply.uints(5)
-    size, used = reply.hyper(), reply.hyper()
-    device = reply.uints(2)
-    reply.hyper()  # the server's own number of the file system
-    number = reply.hyper()
-    times = [seconds * 10**9 + nanoseconds for seconds, nanoseconds in (reply.uints(2) for _ in range(3))]
-    return Attributes(kind, mode, links, uid, gid, size, used, (device[0], device[1]), number, *times)
+    kind, mode, links, uid, gid, size, used, major, minor, _, number, *times = FATTR3.unpack(reply.fixed(FATTR3.size))
+    atime_ns, mtime_ns, ctime_ns = (times[at] * 10**9 + times[at + 1] for at in (0, 2, 4))
+    return Attributes(kind, mode, links, uid, gid, size, used, (major, minor), number, atime_ns, mtime_ns, ctime_ns)
 
 
 def optional_attributes(reply: Reader) -> Attributes | None:

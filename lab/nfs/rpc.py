@@ -1,4 +1,4 @@
-"""Remote procedure calls over TCP (RFC 5531): many threads, one connection, made again as often as it breaks."""
+"""Remote procedure calls over TCP (RFC 5531): a connection for each call under way, made anew whenever it breaks."""
 
 import itertools
 import os
@@ -7,8 +7,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from typing import BinaryIO
 
 from .xdr import Reader, Writer
 
@@ -40,6 +41,7 @@ class Caller:
     gid: int
     groups: tuple[int, ...] = ()
 
+    @cached_property
     def credential(self) -> bytes:
         """AUTH_SYS, its body with its flavour."""
         body = Writer().uint(0).opaque(os.uname().nodename.encode()).uint(self.uid, self.gid)
@@ -48,126 +50,98 @@ class Caller:
         return Writer().uint(AUTH_SYS).opaque(body.bytes()).bytes()
 
 
-@dataclass
-class _Call:
-    """One call that waits for its reply; `sent_over` is the connection that carried it last."""
+@dataclass(frozen=True)
+class Connection:
+    """A connection to the server; `stream` reads from it."""
 
-    record: bytes
-    done: threading.Event = field(default_factory=threading.Event)
-    reply: bytes | None = None
-    sent_over: int = -1
+    socket: socket.socket
+    stream: BinaryIO
+
+    def exchange(self, record: bytes) -> bytes:
+        """The record that answers `record`; raises OSError and ValueError, after which the connection is of no use."""
+        self.socket.sendall(record)
+        return read_record(self.stream.read)
+
+    def close(self) -> None:
+        """End it."""
+        self.stream.close()
+        self.socket.close()
 
 
 class Client:
-    """Calls to one port of one server. A call keeps its number when it is sent again: the server knows it then."""
+    """Calls to one port of one server.
+
+    Whoever calls waits for the answer itself, over a connection that nobody else uses meanwhile: a reader that hands
+    the answers out would cost each call two changes of thread. A call keeps its number when it is sent again.
+    """
 
     def __init__(self, host: str, port: int, patience_s: float | None = None) -> None:
         """`patience_s`: after how long a call fails with Away; None waits as long as it takes."""
         self._address = (host, port)
         self._patience_s = patience_s
         self._numbers = itertools.count(int.from_bytes(os.urandom(4), "big"))
-        self._waiting: dict[int, _Call] = {}
+        self._idle: list[Connection] = []
         self._lock = threading.Lock()
-        self._sending = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._generation = 0
-        self._closed = False
-        self._wanted = threading.Event()
-        threading.Thread(target=self._run, name="nfs-rpc", daemon=True).start()
 
     def call(
         self, program: int, version: int, procedure: int, arguments: bytes = b"", caller: Caller | None = None
     ) -> Reader:
         """The reply's results; raises Away, Refused, and ValueError for a reply that is none."""
         number = next(self._numbers) & 0xFFFFFFFF
-        credential = caller.credential() if caller else Writer().uint(AUTH_NONE, 0).bytes()
+        credential = caller.credential if caller else Writer().uint(AUTH_NONE, 0).bytes()
         header = Writer().uint(number, CALL, VERSION, program, version, procedure)
         body = header.fixed(credential).uint(AUTH_NONE, 0).fixed(arguments).bytes()
-        waiting = _Call(struct.pack(">I", LAST_FRAGMENT | len(body)) + body)
-        with self._lock:
-            self._waiting[number] = waiting
-        self._wanted.set()
-        try:
-            self._send(waiting)
-            if not waiting.done.wait(self._patience_s) or waiting.reply is None:
-                raise Away(f"{self._address[0]} does not answer")
-        finally:
-            with self._lock:
-                self._waiting.pop(number, None)
-        return results(waiting.reply)
+        return results(self._answer(struct.pack(">I", LAST_FRAGMENT | len(body)) + body))
 
     def close(self) -> None:
-        """End the connection; calls that wait fail with Away."""
-        self._closed = True
-        self._wanted.set()
+        """End the connections that nobody uses."""
         with self._lock:
-            if self._socket:
-                self._socket.close()
-            for waiting in self._waiting.values():
-                waiting.done.set()
+            while self._idle:
+                self._idle.pop().close()
 
-    def _send(self, *calls: _Call) -> None:
-        """Send what the present connection has not carried yet; a failure is the reader's to notice."""
-        with self._sending:
-            with self._lock:
-                connection, generation = self._socket, self._generation
-            if connection is None:
-                return
+    def _answer(self, record: bytes) -> bytes:
+        """The answer to a record, sent again over new connections until there is one; raises Away."""
+        until_s = None if self._patience_s is None else time.monotonic() + self._patience_s
+        while True:
+            began_s = time.monotonic()
             try:
-                for call in calls:
-                    if call.sent_over != generation:
-                        call.sent_over = generation
-                        connection.sendall(call.record)
+                connection, fresh = self._connection(until_s)
             except OSError:
-                connection.close()
+                fresh = True
+            else:
+                try:
+                    reply = connection.exchange(record)
+                except (OSError, ValueError):
+                    connection.close()
+                else:
+                    with self._lock:
+                        self._idle.append(connection)
+                    return reply
+            if until_s is not None and time.monotonic() >= until_s:
+                raise Away(f"{self._address[0]} does not answer")
+            if fresh:
+                # Refused at once, or silent: either way the server is asked about twice a second.
+                threading.Event().wait(max(0.0, RETRY_S - (time.monotonic() - began_s)))
 
-    def _run(self) -> None:
-        """Connect when somebody wants something, read replies, and begin anew when the connection breaks."""
-        while not self._closed:
-            self._wanted.wait()
-            connection = self._connect()
-            if connection is None:
-                continue
-            with self._lock:
-                self._socket = connection
-                self._generation += 1
-                unanswered = list(self._waiting.values())
-            self._send(*unanswered)
-            # The peer is gone, or sends what is no record: in both cases the next connection tells.
-            with suppress(OSError, ValueError):
-                self._read(connection)
-            with self._lock:
-                self._socket = None
-                if not self._waiting:
-                    self._wanted.clear()
-            connection.close()
+    def _connection(self, until_s: float | None) -> tuple[Connection, bool]:
+        """A connection that waits no longer than `until_s` (monotonic clock), and whether it is a new one."""
+        with self._lock:
+            kept = self._idle.pop() if self._idle else None
+        connection = kept or self._connect()
+        if until_s is not None:
+            connection.socket.settimeout(max(0.01, until_s - time.monotonic()))
+        return connection, kept is None
 
-    def _connect(self) -> socket.socket | None:
-        began_s = time.monotonic()
-        try:
-            connection = socket.create_connection(self._address, CONNECT_TIMEOUT_S)
-        except OSError:
-            # Refused at once, or silent: either way the server is asked about twice a second.
-            threading.Event().wait(max(0.0, RETRY_S - (time.monotonic() - began_s)))
-            return None
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    def _connect(self) -> Connection:
+        """A new connection; raises OSError."""
+        made = socket.create_connection(self._address, min(CONNECT_TIMEOUT_S, self._patience_s or CONNECT_TIMEOUT_S))
+        made.settimeout(None)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in ((socket.TCP_KEEPIDLE, 3), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3)):
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
-        return connection
-
-    def _read(self, connection: socket.socket) -> None:
-        with connection.makefile("rb") as stream:
-            while True:
-                record = read_record(stream.read)
-                number = int.from_bytes(record[:4], "big")
-                with self._lock:
-                    waiting = self._waiting.get(number)
-                if waiting:
-                    waiting.reply = record
-                    waiting.done.set()
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+        return Connection(made, made.makefile("rb"))
 
 
 def read_record(read: Callable[[int], bytes]) -> bytes:
