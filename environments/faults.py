@@ -105,6 +105,11 @@ def reference_faults(
         )
     if wordpress and metallb and wordpress.vip not in metallb.range:
         yield Fault("wordpress.vip", f"{wordpress.vip} is outside the pool {metallb.range}")
+    listed = wordpress.vip_clients if wordpress else ()
+    for machine in [machine for _, machine in machines if listed and machine.role is Role.TUNNEL]:
+        if not any(address in clients for address in machine.addresses.values() for clients in listed):
+            told = f"{machine.name}, through which all visitors come, is not among the clients"
+            yield Fault("wordpress.vip_clients", told)
 
 
 def secret_references(value: Any, key: str = "") -> Iterator[tuple[str, SecretRef]]:

@@ -211,6 +211,9 @@ class WordPress(Section):
     database_clients: str
     database_password: SecretRef
     vip: IPv4Address
+    vip_clients: Annotated[
+        tuple[IPv4Network, ...], Field(description="who reaches the VIP; empty: everybody inside, as in the document")
+    ] = ()
     title: Annotated[str, Field(min_length=1)]
     admin_user: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,60}$")]
     admin_email: Email
@@ -248,6 +251,7 @@ class Edge(Section):
     api_url: Annotated[Url | None, Field(description="of the API, with /client/v4; the service's own if absent")] = None
     ca: Annotated[str | None, Field(description="certificate file that signs API and public host")] = None
     resolve: Annotated[IPv4Address | None, Field(description="of the public hosts, as curl's --resolve")] = None
+    proxy: Annotated[Url | None, Field(description="HTTP proxy where visitors are, for a runner inside")] = None
     packages: AptSource
     admin_emails: tuple[Email, ...] = ()
     admin_domains: tuple[Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)+$")], ...] = ()

@@ -18,6 +18,11 @@ Feature: The public side
       Then the connector's machine listens on no port but that of its administration
 
     @acceptance @P9
+    Scenario: No way leads round the tunnel
+      Given a place outside where visitors are
+      Then from there the public host answers, and no machine of the target and no virtual address does
+
+    @acceptance @P9
     Scenario: The tunnel leads to the site and to nothing else
       Then the tunnel leads from the public host to the virtual address, and from every other host to nothing
 
@@ -78,7 +83,13 @@ Feature: The public side
 
     @acceptance @P10
     Scenario: Inside, the virtual address serves the administration without Access
-      Then the virtual address itself shows the site's own login to whoever is inside
+      Given a virtual address that is open to everybody inside
+      Then it shows the site's own login to whoever is inside
+
+    @acceptance @P10
+    Scenario: Where the environment closes the virtual address, it is closed
+      Given a virtual address that is closed to all but declared clients
+      Then the connector's machine reaches it and a machine that is no client does not
 
     @acceptance @P9 @P10
     Scenario: What stands before the site is Cloudflare's own

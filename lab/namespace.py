@@ -61,6 +61,11 @@ def join_network(descriptor: int) -> None:
     _check(_libc.setns(descriptor, CLONE_NEWNET), "join of a network namespace")
 
 
+def leave_network() -> None:
+    """Move the calling thread into a new network namespace with nothing in it; raises OSError."""
+    _check(_libc.unshare(CLONE_NEWNET), "new network namespace")
+
+
 def in_network_of(pid: int) -> bool:
     """Say whether the calling thread is in the network namespace of `pid`; raises OSError when it is gone."""
     return os.readlink("/proc/thread-self/ns/net") == os.readlink(f"/proc/{pid}/ns/net")

@@ -1,12 +1,13 @@
 """The lab's network: the target's two bridges, and the cables of guests on them."""
 
+import os
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from lab import edge
+from lab import edge, namespace
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ BRIDGES = (
 )
 
 
+VISITORS = IPv4Interface(f"{edge.VISITORS_ADDRESS}/24")
+
+
 def build(bridges: tuple[Bridge, ...] = BRIDGES) -> None:
     """Make the bridges in the current network namespace, which has no way out of itself."""
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
@@ -41,6 +45,30 @@ def build(bridges: tuple[Bridge, ...] = BRIDGES) -> None:
             index = links.link_lookup(ifname=bridge.name)[0]
             links.addr("add", index=index, address=str(bridge.address.ip), prefixlen=24)
             links.link("set", index=index, state="up")
+
+
+def visitors(address: IPv4Interface = VISITORS, bridge: str = BRIDGES[-1].name) -> int:
+    """Make a network namespace that is on `bridge` alone and knows no way on; it lives while its descriptor is open.
+
+    Call while there is one thread only.
+    """
+    here = os.open("/proc/self/ns/net", os.O_RDONLY)
+    namespace.leave_network()
+    there = os.open("/proc/self/ns/net", os.O_RDONLY)
+    namespace.join_network(here)
+    with IPRoute() as links:
+        links.link("add", ifname="visitors", kind="veth", peer={"ifname": "eth0", "net_ns_fd": there})
+        index = links.link_lookup(ifname="visitors")[0]
+        links.link("set", index=index, master=links.link_lookup(ifname=bridge)[0], state="up")
+    namespace.join_network(there)
+    with IPRoute() as links:
+        index = links.link_lookup(ifname="eth0")[0]
+        links.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        for name in ("lo", "eth0"):
+            links.link("set", index=links.link_lookup(ifname=name)[0], state="up")
+    namespace.join_network(here)
+    os.close(here)
+    return there
 
 
 def set_link(name: str, up: bool) -> bool:

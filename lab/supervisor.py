@@ -39,6 +39,15 @@ TOKEN = "root@pam!haproof"
 API_PORT, MIRROR_PORT, REGISTRY_PORT = 8006, 80, 5000
 SHUTDOWN_TIMEOUT_S = 15.0
 END_TIMEOUT_S = 10.0
+# Where visitors are; it leads wherever they get from there, which is to the edge.
+VISITORS_PROXY = f"""\
+Listen {edge.VISITORS_ADDRESS}
+Port {edge.VISITORS_PORT}
+Timeout 120
+MaxClients 100
+LogLevel Warning
+DisableViaHeader Yes
+"""
 LOG_BYTES = 4 * 2**20
 
 
@@ -120,7 +129,9 @@ class Supervisor:
             scratch.mkdir()
             namespace.enter(scratch)
             network.build()
-            self._work(outside)
+            visitors = network.visitors()
+            after.callback(os.close, visitors)
+            self._work(outside, visitors)
         self._log.info("down")
 
     def _leave(self, outside: int, before: Membership) -> None:
@@ -129,7 +140,7 @@ class Supervisor:
         before.restore(os.getpid())
         leftovers.clear(self._paths, keep_lock=True)
 
-    def _work(self, outside: int) -> None:
+    def _work(self, outside: int, visitors: int) -> None:
         paths = self._paths
         lxcfs = paths.run / "lxcfs"
         lxcfs.mkdir()
@@ -144,6 +155,8 @@ class Supervisor:
                 for port in (edge.PUBLIC_PORT, edge.API_PORT, edge.TUNNEL_PORT)
             ]
             edge_fds = [listening.fileno() for listening in edges]
+            proxy = paths.run / "visitors.conf"
+            proxy.write_text(VISITORS_PROXY)
             into_machine = ["nsenter", f"--net=/proc/self/fd/{outside}", "--"]
             arguments = ["--fd", str(mirror.fileno()), "--content", str(self._content)]
             for child in (
@@ -158,6 +171,11 @@ class Supervisor:
                     "mirror",
                     [*into_machine, sys.executable, "-m", "lab.mirror", "serve", *arguments],
                     descriptors=(outside, mirror.fileno()),
+                ),
+                Child(
+                    "visitors",
+                    ["nsenter", f"--net=/proc/self/fd/{visitors}", "--", "tinyproxy", "-d", "-c", str(proxy)],
+                    descriptors=(visitors,),
                 ),
                 Child("registry", ["docker-registry", "serve", str(registry)]),
                 Child(

@@ -18,6 +18,17 @@ PORT = 443
 TIMEOUT_S = 30
 
 
+def connect(host: str, port: int, proxy: str | None, timeout_s: float) -> socket.socket:
+    """A TCP connection to `host`, from where the HTTP proxy stands if there is one; raises OSError."""
+    if proxy is None:
+        return socket.create_connection((host, port), timeout_s)
+    place = urlsplit(proxy)
+    through = http.client.HTTPConnection(place.hostname or "", place.port, timeout=timeout_s)
+    through.set_tunnel(host, port)
+    through.connect()
+    return through.sock
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer: its headers by lower-case name, those of one name in their order."""
@@ -38,17 +49,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class PublicHost:
-    """A host of the public side, over TLS; `address` and `ca` as curl's --resolve and --cacert."""
+    """A host of the public side, over TLS; `address`, `ca` and `proxy` as curl's --resolve, --cacert and --proxy."""
 
     name: str
     address: str | None = None
     ca: str | None = None
     port: int = PORT
+    proxy: str | None = None
 
     @classmethod
     def of(cls, edge: Edge) -> "PublicHost":
         """The environment's public host."""
-        return cls(edge.public_host, str(edge.resolve) if edge.resolve else None, edge.ca)
+        address = str(edge.resolve) if edge.resolve else None
+        return cls(edge.public_host, address, edge.ca, proxy=str(edge.proxy) if edge.proxy else None)
 
     @cached_property
     def _trusted(self) -> ssl.SSLContext:
@@ -61,7 +74,7 @@ class PublicHost:
         """
         connection = http.client.HTTPConnection(self.name, self.port, timeout=timeout_s)
         try:
-            plain = socket.create_connection((self.address or self.name, self.port), timeout_s)
+            plain = connect(self.address or self.name, self.port, self.proxy, timeout_s)
             connection.sock = self._trusted.wrap_socket(plain, server_hostname=self.name)
             connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
             for name, value in {"Host": self.name, "Connection": "close", **(headers or {})}.items():
@@ -83,6 +96,8 @@ class PublicHost:
         session.trust_env = False
         if self.ca:
             session.verify = self.ca
+        if self.proxy:
+            session.proxies = {"https": self.proxy}
         if self.address:
             session.mount("https://", Resolved(self.address, self.port))
         return session

@@ -105,6 +105,7 @@ def documents(environment: Environment, database: str, secret_version: str) -> l
             "spec": {
                 "type": "LoadBalancer",
                 "loadBalancerIP": str(site.vip),
+                **({"loadBalancerSourceRanges": list(map(str, site.vip_clients))} if site.vip_clients else {}),
                 "selector": LABELS,
                 "ports": [{"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}],
             },

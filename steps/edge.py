@@ -1,6 +1,7 @@
 """The public side: what visitors are shown, what is kept from them, and who gets into the administration."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jwt
@@ -14,7 +15,7 @@ from provisioning.access import Letters, Login, leads_to_login
 from provisioning.account import PROTECTED, Account, ServiceToken
 from provisioning.edge import ingress, people, suite
 from provisioning.poll import DeadlineExceeded, NotYet, poll
-from provisioning.public import Answer, PublicHost
+from provisioning.public import Answer, PublicHost, connect
 from provisioning.session import Session
 from provisioning.tunnel import UNIT
 from provisioning.wordpress import WordPress, gist
@@ -26,6 +27,9 @@ PIN_TIMEOUT_S, NO_PIN_S = 30, 3
 PUBLIC_TIMEOUT_S = 90
 PIN_LIFE_MIN = 10
 SSH_PORT = 22
+# SSH, HTTP, HTTPS, rpcbind, etcd, NFS, MySQL, Kubernetes and kubelet.
+SERVICE_PORTS = (SSH_PORT, 80, 111, 443, 2049, 2379, 3306, 6443, 10250)
+NO_WAY_S = 3
 ADMINISTRATION = "/wp-admin/"
 # What the public may ask for, guarded or not: pages, files, interfaces, errors.
 PAGES = (
@@ -151,6 +155,39 @@ def no_port(target: Session, connector_machine: Machine) -> None:
     strange = sorted(place for place in open_ if not re.fullmatch(rf"tcp .*:{SSH_PORT}", place))
     assert sockets, "nothing listens at all, not even SSH: this was not read"
     assert not strange, f"{connector_machine.name} listens on {', '.join(strange)}"
+
+
+@given("a place outside where visitors are", target_fixture="outside")
+def outside(environment: Environment) -> str:
+    """The proxy that the environment names."""
+    if environment.edge.proxy is None:
+        raise NotExercised("the runner is not where visitors are; edge.proxy may name an HTTP proxy that is")
+    return str(environment.edge.proxy)
+
+
+@then("from there the public host answers, and no machine of the target and no virtual address does")
+def no_way_round(outside: str, public: PublicHost, environment: Environment) -> None:
+    """No TCP connection to any of them, at the ports of their services."""
+    assert public.get("/").status == requests.codes.ok, "the public host does not answer there: nothing was tried"
+    places = {f"{m.name} {a}": str(a) for m in environment.machines for a in m.addresses.values()}
+    places["the virtual address"] = str(environment.wordpress.vip)
+
+    def tried(place: tuple[str, int]) -> list[str]:
+        try:
+            connect(*place, outside, NO_WAY_S).close()
+        except OSError:
+            return []
+        return [f"expected no way to port {place[1]}, found one"]
+
+    pairs = [(name, (address, port)) for name, address in places.items() for port in SERVICE_PORTS]
+    with ThreadPoolExecutor(len(places)) as pool:
+        answers = list(pool.map(tried, [place for _, place in pairs]))
+    none_of(
+        {
+            name: [line for (n, _), told in zip(pairs, answers, strict=True) if n == name for line in told]
+            for name in places
+        }
+    )
 
 
 @then("the tunnel leads from the public host to the virtual address, and from every other host to nothing")
@@ -373,7 +410,42 @@ def wrong_secret(public: PublicHost, service_token: ServiceToken) -> None:
     assert not is_sites_login(answer), "a wrong secret opens the administration"
 
 
-@then("the virtual address itself shows the site's own login to whoever is inside")
+@given("a virtual address that is open to everybody inside")
+def open_address(environment: Environment) -> None:
+    """Unless the environment closes it."""
+    if environment.wordpress.vip_clients:
+        raise NotExercised("wordpress.vip_clients closes the virtual address")
+
+
+@given("a virtual address that is closed to all but declared clients")
+def closed_address(environment: Environment) -> None:
+    """Where the environment closes it."""
+    if not environment.wordpress.vip_clients:
+        raise NotExercised("wordpress.vip_clients is empty: the virtual address is open to everybody inside")
+
+
+@then("the connector's machine reaches it and a machine that is no client does not")
+def closed_inside(target: Session, connector_machine: Machine) -> None:
+    """Any other machine of the site's network that is neither a client nor a node of the cluster."""
+    environment = target.environment
+    network = next(name for name, held in environment.networks.items() if environment.wordpress.vip in held.cidr)
+    strangers = [
+        machine
+        for machine in environment.machines
+        if machine not in environment.cluster_machines
+        and network in machine.addresses
+        and not any(machine.addresses[network] in clients for clients in environment.wordpress.vip_clients)
+    ]
+    if not strangers:
+        raise NotExercised("every machine of the site's network is a client of the virtual address")
+    ask = f"timeout 10 bash -c ': </dev/tcp/{environment.wordpress.vip}/80'"
+    assert target.shell.run(connector_machine, ask).exit_code == 0, f"{connector_machine.name} does not reach it"
+    none_of(
+        {m.name: unless(target.shell.run(m, ask).exit_code != 0, "expected no answer, found one") for m in strangers}
+    )
+
+
+@then("it shows the site's own login to whoever is inside")
 def open_inside(environment: Environment) -> None:
     """As it is: Access stands before the public host, and nothing before the virtual address."""
     answer = WordPress(f"http://{environment.wordpress.vip}").request("GET", "/wp-login.php")

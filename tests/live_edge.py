@@ -94,6 +94,7 @@ class LiveEdge:
             "api_url": f"https://127.0.0.1:{self.api_port}/client/v4",
             "ca": self.ca,
             "resolve": "127.0.0.1",
+            "proxy": None,
             "api_token": f"file:{self.state}/cloudflare-token",
             "mailbox": {
                 "url": f"https://127.0.0.1:{self.api_port}/mailbox",

@@ -4,11 +4,13 @@ import gzip
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -34,6 +36,7 @@ from provisioning.access import Letters, Login
 from provisioning.account import Account, Permission, Policy
 from provisioning.action import Action, ActionFailed
 from provisioning.edge import AccessDeclared, TunnelDeclared, claimed, ingress, people, suite
+from provisioning.poll import NotYet, poll
 from provisioning.public import Answer, PublicHost
 from provisioning.state import State
 
@@ -323,6 +326,32 @@ def test_without_a_connector_the_host_says_so(edge: LiveEdge, declared: Account)
 def test_an_unknown_host_and_an_unknown_name_of_the_tunnel_lead_nowhere(site: LiveEdge) -> None:
     other = PublicHost("other.example.org", "127.0.0.1", site.ca, site.public_port)
     assert other.get("/").status == 530
+
+
+def test_visitors_come_through_a_proxy_where_there_is_one(site: LiveEdge, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configuration = tmp_path / "proxy.conf"
+    configuration.write_text(f"Listen 127.0.0.1\nPort {port}\nTimeout 30\nMaxClients 10\n")
+    public = replace(site.public, proxy=f"http://127.0.0.1:{port}")
+    with pytest.raises(OSError, match="refused"):
+        public.get("/")
+    with subprocess.Popen(["tinyproxy", "-d", "-c", configuration], stdout=subprocess.DEVNULL) as proxy:
+        try:
+            poll("the proxy", lambda: listens(port), timeout_s=10, interval_s=0.05)
+            answer = public.get("/")
+            page = public.session().get(f"https://{HOST}/", timeout=10)
+        finally:
+            proxy.terminate()
+    assert (answer.status, page.status_code) == (200, 200)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError as error:
+        raise NotYet(str(error)) from error
+    return True
 
 
 def test_a_revoked_token_ends_the_connector_with_its_reason(edge: LiveEdge, declared: Account) -> None:

@@ -51,6 +51,7 @@ SOURCES = {
     "edge.api_url",
     "edge.ca",
     "edge.resolve",
+    "edge.proxy",
     "edge.mailbox",
     "edge.mailbox.url",
     "edge.mailbox.token",
@@ -152,6 +153,12 @@ def test_lab_and_seed_differ_only_in_where_things_come_from() -> None:
             "no control plane",
         ),
         ('vip = "172.31.0.100"', 'vip = "172.31.0.99"', "wordpress.vip", "outside the pool"),
+        (
+            'vip = "172.31.0.100"',
+            'vip = "172.31.0.100"\nvip_clients = ["172.31.0.0/25"]',
+            "wordpress.vip_clients",
+            "srv-tunnel01",
+        ),
         ('"file:/var/lib/haproof-lab/id_ed25519"', '"env:KEY"', "ssh.private_key", "file:PATH"),
     ],
 )

@@ -5,6 +5,7 @@ Only the hosted service is emulated; what is asked of it is asked by Cloudflare'
 
 ADDRESS = "198.51.100.1"  # of the documentation's TEST-NET-2: an Internet that is nobody's
 NETWORK = f"{ADDRESS}/24"
+VISITORS_ADDRESS, VISITORS_PORT = "198.51.100.2", 8888  # a proxy on a machine that knows this network only
 PUBLIC_PORT, API_PORT, TUNNEL_PORT = 443, 8443, 7844
 API_PATH = "/client/v4"
 TEAM_DOMAIN = "cloudflareaccess.com"

@@ -1,0 +1,112 @@
+"""What `make bench` measures from inside the target's network: `python -m tests.measures NAME` prints one figure.
+
+A process of its own for each, as a runner that has entered the lab's network does not leave it.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import requests
+
+from provisioning.machines import (
+    Machines,
+    MachinesCloned,
+    MachinesEntered,
+    MachinesRunning,
+    MachinesShaped,
+    TemplateMade,
+    in_parallel,
+)
+from provisioning.poll import NotYet, poll
+from provisioning.session import Session, open_session
+
+WARM_UP, VISITS = 30, 200
+VISITORS, BUSY_S = 4, 30.0
+RETURN_TIMEOUT_S = 300.0
+
+
+def clone_and_enter_s(session: Session) -> float:
+    """Clone, boot and SSH of one machine."""
+    one = session.environment.cluster_machines[-1:]
+    context = Machines(session.environment, one, session.hypervisor, session.shell)
+    if TemplateMade(context).pending():
+        TemplateMade(context).apply()
+    started_s = time.monotonic()
+    for action in (
+        MachinesCloned(context),
+        MachinesShaped(context),
+        MachinesRunning(context),
+        MachinesEntered(context),
+    ):
+        if action.pending():
+            action.apply()
+    return time.monotonic() - started_s
+
+
+def front_page_ms(session: Session) -> float:
+    """The median of front pages at the VIP, warm, one after another over one connection."""
+    url = f"http://{session.environment.wordpress.vip}/"
+    took_s = []
+    with requests.Session() as visitor:
+        for _ in range(WARM_UP + VISITS):
+            started_s = time.monotonic()
+            visitor.get(url, timeout=30).raise_for_status()
+            took_s.append(time.monotonic() - started_s)
+    return 1000 * statistics.median(took_s[WARM_UP:])
+
+
+def front_pages_per_s(session: Session) -> float:
+    """Front pages a second at the VIP, by visitors who ask for the next as soon as they have one (closed model)."""
+    url = f"http://{session.environment.wordpress.vip}/"
+    until_s = time.monotonic() + BUSY_S
+
+    def visits(_: int) -> int:
+        count = 0
+        with requests.Session() as visitor:
+            while time.monotonic() < until_s:
+                visitor.get(url, timeout=30).raise_for_status()
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(VISITORS) as pool:
+        return sum(pool.map(visits, range(VISITORS))) / BUSY_S
+
+
+def cold_start_s(session: Session) -> float:
+    """From the power of everything, cut at once, to the site's first answer."""
+    hypervisor, machines = session.hypervisor, session.environment.machines
+    in_parallel(machines, lambda machine: hypervisor.stop(machine.vmid))
+    started_s = time.monotonic()
+    in_parallel(machines, lambda machine: hypervisor.start(machine.vmid))
+
+    def answers() -> bool:
+        try:
+            reply = requests.get(f"http://{session.environment.wordpress.vip}/", timeout=5)
+        except requests.RequestException as error:
+            raise NotYet(type(error).__name__) from error
+        if reply.status_code != requests.codes.ok:
+            raise NotYet(str(reply.status_code))
+        return True
+
+    poll("the site", answers, timeout_s=RETURN_TIMEOUT_S, interval_s=0.5)
+    return time.monotonic() - started_s
+
+
+MEASURES: dict[str, Callable[[Session], float]] = {
+    measure.__name__: measure for measure in (clone_and_enter_s, front_page_ms, front_pages_per_s, cold_start_s)
+}
+
+
+def main() -> None:
+    """Measure one, against the lab."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=MEASURES)
+    sys.stdout.write(f"{MEASURES[parser.parse_args().name](open_session('lab'))}\n")
+
+
+if __name__ == "__main__":
+    main()
