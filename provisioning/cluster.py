@@ -8,7 +8,6 @@ from typing import Any
 import urllib3
 import yaml
 from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import DynamicApiError, ResourceNotFoundError
 
@@ -165,6 +164,3 @@ def unready_workloads(apps: client.AppsV1Api, namespace: str) -> Iterator[str]:
         current = (daemons.status.observed_generation or 0) >= daemons.metadata.generation
         if not wanted or ready < wanted or not current:
             yield f"daemonset/{daemons.metadata.name} {ready} of {wanted}"
-
-
-__all__ = ["ApiException", "Cluster"]
