@@ -15,5 +15,4 @@ PAUSE = "3.9"
 HELM = "3.15.4"
 BUSYBOX_TAG = "1.36.1-1"
 DEBIAN = "bookworm"
-WORDPRESS_RELEASE = "trixie"  # the release of Debian whose WordPress and PHP the image has
 MYSQL_RELEASE = "sid"  # the release of Debian whose MySQL has NDB; which version that is, the archive says
