@@ -3,18 +3,27 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from live_lab import ROOT, build
 
+from provisioning.session import open_session
+from steps.limits import failed_visit
+
 pytestmark = pytest.mark.lab
 
 
-@pytest.fixture
-def built() -> Iterator[None]:
-    """The lab's target as its own file says, before and after."""
+@pytest.fixture(scope="module")
+def built() -> None:
+    """The lab's target as its own file says."""
     whole()
+
+
+@pytest.fixture(autouse=True)
+def built_again(built: None) -> Iterator[None]:
+    """The same afterwards."""
     yield
     whole()
 
@@ -25,12 +34,19 @@ def whole() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_virtual_address_that_the_environment_closes_is_closed(built: None, tmp_path: Path) -> None:
-    """To all but the connector and this runner."""
+def variant(folder: Path, old: str, new: str) -> Path:
+    """The lab's environment with one thing chosen otherwise."""
     text = (ROOT / "environments/lab.toml").read_text()
-    closed = tmp_path / "closed.toml"
+    assert text.count(old) == 1
+    file = folder / "variant.toml"
+    file.write_text(text.replace(old, new))
+    return file
+
+
+def test_a_virtual_address_that_the_environment_closes_is_closed(tmp_path: Path) -> None:
+    """To all but the connector and this runner."""
     clients = 'vip_clients = ["172.31.0.250/32", "172.31.0.1/32"]'
-    closed.write_text(text.replace('vip = "172.31.0.100"', f'vip = "172.31.0.100"\n{clients}'))
+    closed = variant(tmp_path, 'vip = "172.31.0.100"', f'vip = "172.31.0.100"\n{clients}')
     done = build(closed)
     assert done.returncode == 0, done.stderr
     assert "site declared: 1 changed" in done.stderr
@@ -43,3 +59,19 @@ def test_a_virtual_address_that_the_environment_closes_is_closed(built: None, tm
         check=False,
     )
     assert "1 passed" in judged.stdout, judged.stdout
+
+
+def test_another_configuration_of_the_database_is_rolled_out_while_the_site_answers(tmp_path: Path) -> None:
+    """A visitor whose page was being made of what a data node was asked for reloads it."""
+    other = variant(tmp_path, "heartbeat_interval_ms = 1500", "heartbeat_interval_ms = 1600")
+    environment = open_session("lab").environment
+    visits, failures = 0, []
+    with ThreadPoolExecutor(1) as pool:
+        rollout = pool.submit(build, other)
+        while not rollout.done():
+            visits += 1
+            if failed_visit(environment) and (again := failed_visit(environment)):
+                failures.append(again)
+    assert rollout.result().returncode == 0, rollout.result().stderr
+    assert "NDB cluster started: 3 changed" in rollout.result().stderr
+    assert not failures, f"{len(failures)} of {visits} visits failed twice: {failures[0]}"
