@@ -1,0 +1,234 @@
+"""The history of a drill: everything that was intended, tried, done and seen, written first and judged afterwards.
+
+One line of JSON an event; each process that writes has a file of its own in the drill's folder. Times are seconds of
+the machine's monotonic clock, which its processes share and nobody steps; the header says when that was.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Literal, TextIO, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+FILE = "history.jsonl"  # the drill's own; the others' are beside it
+Kind = TypeVar("Kind")
+
+
+class HistoryError(Exception):
+    """A history cannot be written or read: which file, which line, and why."""
+
+
+class Event(BaseModel):
+    """What all lines have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Header(Event):
+    """The first line: what is repeated with the same seed."""
+
+    kind: Literal["header"] = "header"
+    drill: str
+    environment: str
+    seed: int
+    command: str
+    began: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    at_s: float
+    interval_s: Annotated[float, Field(gt=0, description="between two probes of a layer")]
+
+
+class Probe(Event):
+    """One question to one layer. Latency counts from `intended_s`: a stalled asker hides nothing."""
+
+    kind: Literal["probe"] = "probe"
+    layer: str
+    intended_s: float
+    started_s: float
+    ended_s: float
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was answered."""
+        return not self.error
+
+
+class Write(Event):
+    """One write of the workload: what was written under which name, and whether it was acknowledged."""
+
+    kind: Literal["write"] = "write"
+    sort: Annotated[str, Field(description="post, row, upload")]
+    name: str
+    digest: str
+    intended_s: float
+    started_s: float
+    ended_s: float
+    error: str = ""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether its writer was told that it is done."""
+        return not self.error
+
+
+class Found(Event):
+    """What was there at the end under a name, as often as it was there."""
+
+    kind: Literal["found"] = "found"
+    sort: str
+    name: str
+    digest: str
+
+
+class Fault(Event):
+    """A step of a fault's life."""
+
+    kind: Literal["fault"] = "fault"
+    step: Literal["inject", "injected", "heal", "healed"]
+    name: str
+    targets: tuple[str, ...]
+    at_s: float
+
+
+class Seen(Event):
+    """An observation: a subject and its state, whenever that changes."""
+
+    kind: Literal["seen"] = "seen"
+    subject: str
+    state: str
+    at_s: float
+
+
+class Phase(Event):
+    """A drill's phase begins."""
+
+    kind: Literal["phase"] = "phase"
+    name: Literal["steady", "fault", "recovery", "redundancy", "verification", "end"]
+    at_s: float
+
+
+class Allowed(Event):
+    """The budget as it was computed from the target's timers when the drill began."""
+
+    kind: Literal["allowed"] = "allowed"
+    layer: str
+    seconds: Annotated[float, Field(ge=0)]
+    formula: str
+
+
+class Aborted(Event):
+    """The drill ended early: why. What was seen until then stands, and is not enough for a verdict."""
+
+    kind: Literal["aborted"] = "aborted"
+    reason: str
+    at_s: float
+
+
+Line = Annotated[Header | Probe | Write | Found | Fault | Seen | Phase | Allowed | Aborted, Field(discriminator="kind")]
+LINE: TypeAdapter[Line] = TypeAdapter(Line)
+
+
+class Recorder:
+    """Appends events to a history. What must not be lost is on the disk before `record` returns."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._lock = Lock()
+
+    @classmethod
+    def into(cls, file: Path) -> "Recorder":
+        """A new file; raises HistoryError when there is one already."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return cls(file.open("x", encoding="utf-8"))
+        except OSError as error:
+            raise HistoryError(f"{file}: {error.strerror}; choose another folder") from error
+
+    def record(self, event: Event, *, durable: bool = False) -> None:
+        """Append an event, with `durable` onto the disk; raises HistoryError, as on a full disk."""
+        try:
+            with self._lock:
+                self._file.write(f"{event.model_dump_json()}\n")
+                self._file.flush()
+                if durable:
+                    os.fsync(self._file.fileno())
+        except OSError as error:
+            raise HistoryError(f"{self._file.name}: {error.strerror}; what was written before is kept") from error
+
+    def close(self) -> None:
+        """End it, on the disk."""
+        with self._lock:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+class History:
+    """A whole history, read back; events by kind in the order of writing."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.events = tuple(events)
+        headers = self.of(Header)
+        if len(headers) != 1:
+            raise HistoryError(f"expected one header, found {len(headers)}")
+        self.header = headers[0]
+
+    @classmethod
+    def read(cls, folder: Path) -> "History":
+        """The history in a folder, of all who wrote to it.
+
+        A last line that was cut off is left out: its writer died over it. Raises HistoryError naming file and line.
+        """
+        own = folder / FILE
+        events: list[Event] = []
+        for file in (own, *sorted(other for other in folder.glob("*.jsonl") if other != own)):
+            try:
+                events += parse(file.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise HistoryError(f"{file}: {error.strerror}") from error
+            except HistoryError as error:
+                raise HistoryError(f"{file}: {error}") from error
+        try:
+            return cls(events)
+        except HistoryError as error:
+            raise HistoryError(f"{own}: {error}") from error
+
+    def of(self, kind: type[Kind]) -> tuple[Kind, ...]:
+        """The events of one kind."""
+        return tuple(event for event in self.events if isinstance(event, kind))
+
+    def phase(self, name: str) -> tuple[float, float] | None:
+        """From when to when a phase went, or None when it never began."""
+        phases = self.of(Phase)
+        for at, phase in enumerate(phases):
+            if phase.name == name:
+                return phase.at_s, phases[at + 1].at_s if at + 1 < len(phases) else self.ended_s
+        return None
+
+    @property
+    def ended_s(self) -> float:
+        """The last moment that anything is told of."""
+        return max(max(self._times(event)) for event in self.events)
+
+    def _times(self, event: Event) -> Iterator[float]:
+        yield self.header.at_s
+        for name in ("at_s", "ended_s"):
+            if isinstance(value := getattr(event, name, None), float):
+                yield value
+
+
+def parse(text: str) -> Iterator[Event]:
+    """The events of a history's text; raises HistoryError with the number of the line that is none."""
+    whole, _, cut_off = text.rpartition("\n")
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            yield LINE.validate_json(line)
+        except ValidationError as error:
+            raise HistoryError(f"line {number} is no event: {error.errors()[0]['msg']}") from error
+    if cut_off:
+        try:
+            yield LINE.validate_json(cut_off)
+        except ValidationError:
+            return

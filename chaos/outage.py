@@ -1,0 +1,175 @@
+"""Outages in a history: when a layer answered nobody, when it answered only some, and how sure that is. Pure.
+
+A layer that is up completes an answer about once an interval. So an outage is a gap between two completions, whatever
+its cause: connections that are refused, packets that vanish, answers that are held back. Who asks late, or how long a
+question is tried, does not move its ends.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from chaos.history import History, Probe
+
+# Failures amid answers that are closer together than this are one episode.
+EPISODE_S = 2.0
+# Where only some fail, several may do so in a row: so many are an outage for all even among others.
+ROW = 10
+UNDER_WAY_S = 1.0
+# Probes that a busy machine sent late by this share of a gap may have made it.
+LATE_SHARE = 0.5
+
+
+class NothingMeasured(Exception):
+    """A layer was not probed well enough for anything to be said of it; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What a layer looks like while nothing is wrong: seconds."""
+
+    interval_s: float
+    latency_median_s: float
+    latency_max_s: float
+
+    @property
+    def gap_max_s(self) -> float:
+        """The longest time without a completion that is no outage."""
+        return 2 * self.interval_s + self.latency_max_s - self.latency_median_s
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A time in which a layer failed all who asked (`total`) or some; its ends are known to `error_s` together."""
+
+    layer: str
+    began_s: float
+    ended_s: float | None
+    error_s: float
+    total: bool
+    asked: int
+    failed: int
+    errors: tuple[tuple[str, int], ...]
+    late: bool = False
+
+    def length_s(self, until_s: float) -> float:
+        """How long it went; up to `until_s` if it never ended."""
+        return (self.ended_s if self.ended_s is not None else until_s) - self.began_s
+
+
+def ruler_of(layer: str, probes: Sequence[Probe], steady: tuple[float, float], interval_s: float) -> Ruler:
+    """The ruler by a layer's probes of the steady phase; raises NothingMeasured when it was not steady."""
+    # What was under way when the phase ended may have met what ended it.
+    began_s, ended_s = steady
+    within = [
+        probe
+        for probe in probes
+        if began_s <= probe.intended_s < ended_s
+        and (probe.ended_s < ended_s or probe.intended_s < ended_s - UNDER_WAY_S)
+    ]
+    failed = [probe for probe in within if not probe.ok]
+    if failed:
+        raise NothingMeasured(f"{layer} failed before anything was done to it: {failed[0].error}")
+    if len(within) < 0.5 * (ended_s - began_s) / interval_s or len(within) < 2:
+        raise NothingMeasured(f"{layer} was asked {len(within)} times in the steady phase, too few to measure by")
+    latencies = [probe.ended_s - probe.intended_s for probe in within]
+    return Ruler(interval_s, statistics.median(latencies), max(latencies))
+
+
+def outages(layer: str, probes: Iterable[Probe], ruler: Ruler, until_s: float) -> list[Outage]:
+    """Every outage of a layer in order, total and partial; `until_s` is when the last probe was to be answered.
+
+    A total outage is never joined to another, unless it is shorter than `ROW` intervals and others failed next to it.
+    """
+    asked = sorted(probes, key=lambda probe: probe.intended_s)
+    gaps = list(_total(layer, asked, ruler, until_s))
+    long = [gap for gap in gaps if gap.length_s(until_s) >= ROW * ruler.interval_s]
+    failed = [probe for probe in asked if not probe.ok and not any(_meets(probe, gap, until_s) for gap in long)]
+    found = list(long)
+    for episode in _episodes(failed):
+        alone = next((gap for gap in gaps if all(_meets(probe, gap, until_s) for probe in episode)), None)
+        found.append(alone or _partial(layer, asked, episode, ruler))
+    # Answers that were held back, and came in the end: nobody failed.
+    found += [gap for gap in gaps if gap not in long and not any(_meets(probe, gap, until_s) for probe in failed)]
+    return sorted(found, key=lambda outage: outage.began_s)
+
+
+def _total(layer: str, asked: Sequence[Probe], ruler: Ruler, until_s: float) -> Iterable[Outage]:
+    completions = sorted(probe.ended_s for probe in asked if probe.ok)
+    if not completions:
+        completions = [asked[0].intended_s] if asked else []
+    for before_s, after_s in pairwise([*completions, until_s + ruler.gap_max_s]):
+        if after_s - before_s <= ruler.gap_max_s or (after_s > until_s and until_s - before_s <= ruler.gap_max_s):
+            continue
+        # Completions lie anywhere within an interval, and the first one afterwards took its time.
+        began_s = before_s + ruler.interval_s / 2
+        ended_s = None if after_s > until_s else after_s - ruler.interval_s / 2 - ruler.latency_median_s
+        meanwhile = [p for p in asked if before_s <= p.intended_s < after_s - ruler.latency_median_s]
+        yield Outage(
+            layer,
+            began_s,
+            ended_s,
+            ruler.interval_s,
+            total=True,
+            asked=len(meanwhile),
+            failed=sum(not p.ok for p in meanwhile),
+            errors=_kinds(meanwhile),
+            late=any(p.started_s - p.intended_s > LATE_SHARE * (after_s - before_s) for p in meanwhile),
+        )
+
+
+def _episodes(failed: Sequence[Probe]) -> list[list[Probe]]:
+    """Failures in groups, by `EPISODE_S`."""
+    episodes: list[list[Probe]] = []
+    for probe in failed:
+        if episodes and probe.intended_s - episodes[-1][-1].intended_s <= EPISODE_S:
+            episodes[-1].append(probe)
+        else:
+            episodes.append([probe])
+    return episodes
+
+
+def _partial(layer: str, asked: Sequence[Probe], episode: Sequence[Probe], ruler: Ruler) -> Outage:
+    began_s, last_s = episode[0].intended_s, episode[-1].intended_s
+    meanwhile = [probe for probe in asked if began_s <= probe.intended_s <= last_s]
+    return Outage(
+        layer,
+        began_s - ruler.interval_s / 2,
+        last_s + ruler.interval_s / 2,
+        ruler.interval_s,
+        total=False,
+        asked=len(meanwhile),
+        failed=len(episode),
+        errors=_kinds(episode),
+    )
+
+
+def _meets(probe: Probe, outage: Outage, until_s: float) -> bool:
+    ended_s = until_s if outage.ended_s is None else outage.ended_s
+    return probe.intended_s <= ended_s + outage.error_s and probe.ended_s >= outage.began_s - outage.error_s
+
+
+def _kinds(probes: Iterable[Probe]) -> tuple[tuple[str, int], ...]:
+    return tuple(Counter(probe.error.partition(":")[0] for probe in probes if not probe.ok).most_common())
+
+
+def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str]]:
+    """The outages of every layer that was probed, and of the layers that cannot be judged why not."""
+    steady = history.phase("steady")
+    probes: dict[str, list[Probe]] = {}
+    for probe in history.of(Probe):
+        probes.setdefault(probe.layer, []).append(probe)
+    found: dict[str, list[Outage]] = {}
+    unjudged: dict[str, str] = {}
+    for layer, asked in probes.items():
+        try:
+            if steady is None:
+                raise NothingMeasured(f"{layer} has no steady phase to be measured by")
+            ruler = ruler_of(layer, asked, steady, history.header.interval_s)
+        except NothingMeasured as error:
+            unjudged[layer] = str(error)
+            continue
+        found[layer] = outages(layer, asked, ruler, max(probe.ended_s for probe in asked))
+    return found, unjudged
