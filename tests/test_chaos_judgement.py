@@ -1,0 +1,193 @@
+"""Histories that somebody made up, and what is said of them."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from chaos.history import (
+    FILE,
+    Aborted,
+    Allowed,
+    Event,
+    Fault,
+    Found,
+    Header,
+    History,
+    HistoryError,
+    Phase,
+    Probe,
+    Recorder,
+    Seen,
+    Write,
+)
+from chaos.judgement import judge
+from chaos.outage import Outage
+from steps.verdict import Verdict
+
+HEADER = Header(drill="d", environment="lab", seed=1, command="python -m chaos", at_s=0.0, interval_s=0.1)
+PHASES: Sequence[tuple[str, float]] = (
+    ("steady", 0.0), ("fault", 10.0), ("recovery", 30.0), ("redundancy", 31.0), ("verification", 36.0), ("end", 40.0),
+)  # fmt: skip
+DOWN = (12.0, 18.0)
+
+
+def life(injected_s: float = 11.9, healed_s: float | None = 30.0) -> list[Event]:
+    steps: list[Event] = [Fault(step="injected", name="power cut", targets=("srvdbm01",), at_s=injected_s)]
+    if healed_s is not None:
+        steps.append(Fault(step="healed", name="power cut", targets=("srvdbm01",), at_s=healed_s))
+    return steps
+
+
+def probes(layer: str, down: tuple[float, float] | None = DOWN, until_s: float = 40.0) -> Iterable[Probe]:
+    for number in range(int(until_s * 10)):
+        at_s = number / 10
+        failed = down is not None and down[0] <= at_s < down[1]
+        yield Probe(
+            layer=layer, intended_s=at_s, started_s=at_s, ended_s=at_s + 0.01, error="TimeoutError" if failed else ""
+        )
+
+
+def writes(*names: str, error: str = "") -> list[Write]:
+    return [Write(sort="row", name=n, digest=n, intended_s=5.0, started_s=5.0, ended_s=5.1, error=error) for n in names]
+
+
+def there(*names: str, digest: str = "") -> list[Found]:
+    return [Found(sort="row", name=name, digest=digest or name) for name in names]
+
+
+def history(*events: Iterable[Event], phases: Sequence[tuple[str, float]] = PHASES) -> History:
+    marks = [Phase.model_validate({"name": name, "at_s": at_s}) for name, at_s in phases]
+    return History([HEADER, *marks, *(event for some in events for event in some)])
+
+
+def budget(seconds: float, layer: str = "vip") -> list[Event]:
+    return [Allowed(layer=layer, seconds=seconds, formula="4 x 1.5 s")]
+
+
+def test_an_outage_within_its_budget_is_proven() -> None:
+    said = judge(history(life(), probes("vip"), budget(7), writes("a", "b"), there("a", "b")))
+    assert said.finding.verdict is Verdict.PROVEN
+    assert said.layers[0].restored_s == pytest.approx(6.1, abs=0.15)
+    assert said.redundant_s == pytest.approx(6.0)
+
+
+def test_an_outage_beyond_its_budget_is_refuted_with_both_figures() -> None:
+    said = judge(history(life(), probes("vip"), budget(4), writes("a"), there("a")))
+    assert said.finding.verdict is Verdict.REFUTED
+    assert "back after 6.1 s (± 0.10 s) of 4.0 s: 4 x 1.5 s" in said.finding.reason
+
+
+def test_flaps_count_until_the_last_of_them() -> None:
+    flapping = [
+        probe.model_copy(update={"error": "TimeoutError"}) if 12 <= probe.intended_s < 26 and probe.intended_s % 4 < 2
+        else probe
+        for probe in probes("vip", None)
+    ]  # fmt: skip
+    said = judge(history(life(), flapping, budget(4), writes("a"), there("a")))
+    assert len(said.layers[0].outages) == 4
+    assert said.finding.verdict is Verdict.REFUTED
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (there("a"), "1 of 2 writes (row) acknowledged and lost: b"),
+        (there("a", "b", "b"), "made twice: b"),
+        ([*there("a"), *there("b", digest="else")], "another content: b"),
+    ],
+)
+def test_a_broken_promise_to_a_writer_is_refuted(found: list[Found], told: str) -> None:
+    said = judge(history(life(), probes("vip"), budget(7), writes("a", "b"), found))
+    assert said.finding.verdict is Verdict.REFUTED
+    assert told in said.finding.reason
+
+
+def test_a_write_that_was_not_acknowledged_may_be_there_or_not() -> None:
+    refused = writes("c", "d", error="TimeoutError")
+    said = judge(history(life(), probes("vip"), budget(7), [*writes("a"), *refused], there("a", "c")))
+    assert said.finding.verdict is Verdict.PROVEN
+    assert said.writes[0].surprising == ("c",)
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ([probes("vip")], "nothing was tested"),
+        ([life(healed_s=None), probes("vip")], "never healed"),
+        ([life()], "no layer was asked"),
+        ([life(), probes("vip", None, until_s=3)], "too few"),
+        ([life(), probes("vip", (2.0, 3.0))], "failed before"),
+        ([life(), probes("vip"), writes("a", error="OSError")], "none could be lost"),
+        ([life(), probes("vip"), [Aborted(reason="SSH was lost", at_s=39.0)]], "SSH was lost"),
+    ],
+)
+def test_what_was_not_tested_is_not_judged(events: list[Iterable[Event]], reason: str) -> None:
+    said = judge(history(*events))
+    assert said.finding.verdict is Verdict.UNKNOWN
+    assert reason in said.finding.reason
+
+
+def test_a_drill_without_an_end_is_not_judged() -> None:
+    assert judge(history(life(), probes("vip"), phases=PHASES[:3])).finding.verdict is Verdict.UNKNOWN
+
+
+def test_a_refutation_stands_however_the_drill_ended() -> None:
+    aborted = [Aborted(reason="Ctrl-C", at_s=39.0)]
+    assert judge(history(life(), probes("vip"), budget(1), aborted)).finding.verdict is Verdict.REFUTED
+
+
+def test_an_outage_is_owed_to_the_innermost_layer_that_failed_with_it() -> None:
+    layers = [probes(layer) for layer in ("public", "vip", "pod/a", "sql", "ndb")]
+    said = judge(history(life(), *layers, probes("pod/b", None), probes("nfs", None)))
+    owed = {layer.layer: layer.owed_to for layer in said.layers}
+    assert owed == {"public": (("ndb",),), "vip": (("ndb",),), "pod/a": (("ndb",),), "sql": (("ndb",),),
+                    "ndb": (("ndb",),), "pod/b": (), "nfs": ()}  # fmt: skip
+
+
+def test_detection_is_the_first_change_after_the_fault() -> None:
+    seen = [
+        Seen(subject="srvdbm01", state="connected", at_s=5.0),
+        Seen(subject="srvdbm01", state="away", at_s=17.9),
+    ]
+    assert judge(history(life(), probes("vip"), seen)).detected_s == pytest.approx(6.0)
+
+
+def test_a_history_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    whole = history(life(), probes("vip"), budget(7), writes("a"), there("a"))
+    own, prober = Recorder.into(tmp_path / FILE), Recorder.into(tmp_path / "probes.jsonl")
+    for event in whole.events:
+        (prober if isinstance(event, Probe) else own).record(event, durable=isinstance(event, Write))
+    own.close()
+    prober.close()
+    with (tmp_path / "probes.jsonl").open("a") as cut_off:
+        cut_off.write('{"kind":"probe","layer":"vi')
+    assert judge(History.read(tmp_path)) == judge(whole)
+
+
+def test_a_history_is_never_written_over(tmp_path: Path) -> None:
+    Recorder.into(tmp_path / FILE).close()
+    with pytest.raises(HistoryError, match="choose another folder"):
+        Recorder.into(tmp_path / FILE)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("", "expected one header"), ('{"kind":"probe"}\n', "line 1 is no event"), ("x\ny\n", "line 1")],
+)
+def test_what_is_no_history_is_told_by_file_and_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(HistoryError, match=told):
+        History.read(tmp_path)
+
+
+def test_a_full_disk_is_told_and_keeps_what_was_written() -> None:
+    with suppress(OSError), Path("/dev/full").open("w") as full:
+        with pytest.raises(HistoryError, match="No space left"):
+            Recorder(full).record(HEADER)
+
+
+def test_outages_of_no_length_are_not_made_up() -> None:
+    outage = Outage("vip", 1.0, 1.5, 0.1, total=True, asked=5, failed=5, errors=())
+    assert outage.length_s(9.0) == pytest.approx(0.5)
