@@ -183,9 +183,8 @@ def test_what_is_no_history_is_told_by_file_and_line(tmp_path: Path, text: str, 
 
 
 def test_a_full_disk_is_told_and_keeps_what_was_written() -> None:
-    with suppress(OSError), Path("/dev/full").open("w") as full:
-        with pytest.raises(HistoryError, match="No space left"):
-            Recorder(full).record(HEADER)
+    with suppress(OSError), Path("/dev/full").open("w") as full, pytest.raises(HistoryError, match="No space left"):
+        Recorder(full).record(HEADER)
 
 
 def test_outages_of_no_length_are_not_made_up() -> None:
