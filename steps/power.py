@@ -12,6 +12,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from pytest_bdd import then, when
 
+from chaos.timers import Budget
 from environments.model import Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
 from provisioning.hypervisor import STOP_TIMEOUT_S, Hypervisor
@@ -31,21 +32,6 @@ BOOT_S = 60.0  # firmware, kernel, systemd, sshd
 BACKOFF_S = 70.0
 TAKEOVER_S = 10.0  # MetalLB's documentation: longer than this is a bug
 UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long coming back may take, by its parts: each is a timer of the target or a figure with its source."""
-
-    parts: Mapping[str, float]
-
-    @property
-    def total_s(self) -> float:
-        """All of it."""
-        return sum(self.parts.values())
-
-    def __str__(self) -> str:
-        return " + ".join(f"{name} {seconds:g} s" for name, seconds in self.parts.items())
 
 
 @dataclass(frozen=True)
