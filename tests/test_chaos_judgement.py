@@ -5,7 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from chaos.__main__ import app
 from chaos.history import (
     FILE,
     Aborted,
@@ -164,6 +166,22 @@ def test_a_history_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     with (tmp_path / "probes.jsonl").open("a") as cut_off:
         cut_off.write('{"kind":"probe","layer":"vi')
     assert judge(History.read(tmp_path)) == judge(whole)
+
+
+@pytest.mark.parametrize(("seconds", "code", "told"), [(7, 0, "proven"), (4, 1, "refuted: vip was back after 6.1 s")])
+def test_a_saved_history_is_judged_again_by_people(tmp_path: Path, seconds: float, code: int, told: str) -> None:
+    recorder = Recorder.into(tmp_path / FILE)
+    for event in history(life(), probes("vip"), probes("sql"), budget(seconds), writes("a"), there("a")).events:
+        recorder.record(event)
+    recorder.close()
+    done = CliRunner().invoke(app, ["judge", str(tmp_path)])
+    assert done.exit_code == code, done.output
+    assert told in done.output
+    assert "power cut of srvdbm01 at 11.9 s, healed at 30.0 s" in done.output
+
+
+def test_a_folder_without_history_is_one_clear_error(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["judge", str(tmp_path)]).exit_code == 2
 
 
 def test_a_history_is_never_written_over(tmp_path: Path) -> None:
