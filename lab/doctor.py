@@ -25,6 +25,7 @@ COMMANDS = {
     "gpg": "gpg",
     "mke2fs": "e2fsprogs",
     "ip": "iproute2",
+    "iptables": "iptables",
     "losetup": "mount",
     "nsenter": "util-linux",
 }

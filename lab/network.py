@@ -1,6 +1,7 @@
 """The lab's network: the target's two bridges, and the cables of guests on them."""
 
 import os
+import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -20,7 +21,7 @@ class Bridge:
 
 
 # The document's two networks, and an Internet of the lab's own where visitors meet the edge.
-# Packets never pass from one to the other here: forwarding stays off.
+# Packets never pass from one to the other: the lab is a router that knows no way, and says so as routers do.
 BRIDGES = (
     Bridge("vmbr1", IPv4Interface("172.31.0.1/24"), "02:00:ac:1f:00:01"),
     Bridge("vmbr2", IPv4Interface("10.20.20.1/24"), "02:00:0a:14:14:01"),
@@ -28,12 +29,20 @@ BRIDGES = (
 )
 
 
+REFUSE = ("iptables", "-A", "FORWARD", "-j", "REJECT", "--reject-with", "icmp-net-unreachable")
 VISITORS = IPv4Interface(f"{edge.VISITORS_ADDRESS}/24")
 
 
 def build(bridges: tuple[Bridge, ...] = BRIDGES) -> None:
-    """Make the bridges in the current network namespace, which has no way out of itself."""
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+    """Make the bridges in the current network namespace, which has no way out of itself.
+
+    Raises OSError, and CalledProcessError when the kernel takes no rule.
+    """
+    # Whoever asks for a way hears at once that there is none; silence would keep each of them waiting for 30 s.
+    subprocess.run(REFUSE, check=True, capture_output=True)
+    settings = Path("/proc/sys/net/ipv4")
+    (settings / "icmp_ratelimit").write_text("0")
+    (settings / "ip_forward").write_text("1")
     # The lab filters nothing between machines of one bridge; without br_netfilter the file is not there.
     hook = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
     if hook.exists():

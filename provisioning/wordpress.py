@@ -47,7 +47,8 @@ class WordPress:
 
     def request(self, method: str, path: str, *, timeout_s: float = TIMEOUT_S, **arguments: Any) -> requests.Response:
         """One request, redirects not followed; raises requests.RequestException."""
-        headers = {**arguments.pop("headers", {}), **({"Host": self.host} if self.host else {})}
+        # A connection that is kept may be closed by the server just when the next request is on its way.
+        headers = {"Connection": "close", **arguments.pop("headers", {}), **({"Host": self.host} if self.host else {})}
         # By hand: a session keeps cookies by the name connected to, and a replica must not see another site's.
         if self.session.cookies:
             headers["Cookie"] = "; ".join(f"{cookie.name}={cookie.value}" for cookie in self.session.cookies)
