@@ -1,6 +1,9 @@
-"""`python -m chaos`: judge what a drill recorded, with or without its target."""
+"""`python -m chaos`: run a drill, heal what one left broken, judge what one recorded."""
 
+import random
+import shlex
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -8,17 +11,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from chaos.drill import DRILLS, Refused, Run
+from chaos.fault import Journal
 from chaos.history import History, HistoryError
 from chaos.judgement import Judgement, LayerJudgement, judge
 from chaos.outage import Outage
-from steps.verdict import Verdict
+from chaos.target import NoSuchTarget
+from environments.load import EnvironmentInvalid
+from provisioning.session import ProviderError, Session, open_session
+from provisioning.state import Busy
+from steps.verdict import NotExercised, Verdict
 
-# As of a shell's tools: 0 held, 1 did not, 2 could not be asked; and what nobody can say is none of them.
+# As of a shell's tools: 0 held, 1 did not, 2 could not be asked; what nobody can say is none of them.
 EXIT = {Verdict.PROVEN: 0, Verdict.REFUTED: 1, Verdict.UNKNOWN: 3, Verdict.NOT_EXERCISED: 3}
 CANNOT_READ = 2
 
 app = typer.Typer(
-    help="Drills that break a built target on purpose. Exit codes: 0 proven, 1 refuted, 2 unreadable, 3 not judged.",
+    help="Drills that break a built target on purpose. "
+    "Exit codes: 0 proven, 1 refuted, 2 not begun or unreadable, 3 not judged.",
     no_args_is_help=True,
 )
 
@@ -26,6 +36,66 @@ app = typer.Typer(
 @app.callback()
 def main() -> None:
     """Drills that break a built target on purpose."""
+
+
+@app.command(name="list")
+def list_drills() -> None:
+    """Every drill: its name, and what it does."""
+    table = Table("drill", "what is done", "held for")
+    for drill in DRILLS.values():
+        table.add_row(drill.name, drill.does, f"{drill.hold_s:g} s")
+    Console().print(table)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="as `list` shows it")],
+    chaos: Annotated[str, typer.Option(help="the environment's name once more: yes, that one is to be broken")],
+    env: Annotated[str, typer.Option(help="name or file of the environment")] = "lab",
+    seed: Annotated[
+        int | None, typer.Option(help="whom to strike among equals; another one each time if absent")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for what is recorded, a new one below it each time")] = Path("out"),
+) -> None:
+    """Run a drill and judge it. Ctrl-C heals and judges what was seen until then."""
+    session = _session(env)
+    try:
+        if name not in DRILLS:
+            raise Refused(f"there is no drill “{name}”; there are {', '.join(DRILLS)}")
+        if not session.environment.chaos.allowed:
+            raise Refused(f"chaos.allowed is false in the environment {session.environment.name}")
+        if chaos != session.environment.name:
+            raise Refused(f"--chaos says “{chaos}”, and the environment is {session.environment.name}")
+        chosen = random.SystemRandom().randrange(10**6) if seed is None else seed
+        folder = out / session.environment.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
+        again = f"python -m chaos run {name} --env {shlex.quote(env)} --chaos {chaos} --seed {chosen}"
+        with session.state.locked(f"the drill {name}"):
+            said = Run(session, DRILLS[name], chosen, folder, again, _say).run()
+        tell(History.read(folder), said, Console())
+    except (Refused, NoSuchTarget, NotExercised, HistoryError, Busy) as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(CANNOT_READ) from error
+    raise typer.Exit(EXIT[said.finding.verdict])
+
+
+@app.command()
+def heal(env: Annotated[str, typer.Option(help="name or file of the environment")] = "lab") -> None:
+    """Take back what a drill broke and did not live to heal; nothing is no error."""
+    session = _session(env)
+    healed = Journal(session.state.broken).heal(session.hypervisor, session.environment.machines)
+    sys.stdout.write("".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n")
+
+
+def _session(env: str) -> Session:
+    try:
+        return open_session(env)
+    except (EnvironmentInvalid, ProviderError) as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(CANNOT_READ) from error
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 @app.command(name="judge")
@@ -48,7 +118,7 @@ def tell(history: History, said: Judgement, console: Console) -> None:
     console.print(f"{header.drill} on {header.environment}, seed {header.seed}, {header.began:%Y-%m-%d %H:%M} UTC")
     for strike in said.strikes:
         healed = "never healed" if strike.healed_s is None else f"healed at {strike.healed_s - origin_s:.1f} s"
-        console.print(f"{strike.name} of {', '.join(strike.targets)} at {strike.injected_s - origin_s:.1f} s, {healed}")
+        console.print(f"{strike.name} of {', '.join(strike.targets)} at {strike.inject_s - origin_s:.1f} s, {healed}")
     layers = Table("layer", "outages", "owed to", "back after", "allowed", "verdict")
     for layer in said.layers:
         layers.add_row(*_row(layer, origin_s, history.ended_s))

@@ -4,7 +4,7 @@ Nothing that was not tested is a pass: too few questions, no fault, or a fault t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from chaos.history import Aborted, Allowed, Fault, Found, History, Probe, Seen, Write
@@ -23,12 +23,14 @@ ASKS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Strike:
-    """What was done to whom: from when on, and when it was taken back."""
+    """What was done to whom: when it began and had been done, and when taking it back began and was done."""
 
     name: str
     targets: tuple[str, ...]
-    injected_s: float
-    healed_s: float | None
+    inject_s: float
+    injected_s: float | None = None
+    heal_s: float | None = None
+    healed_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,26 @@ def judge(history: History) -> Judgement:
 
 
 def strikes(faults: Iterable[Fault]) -> tuple[Strike, ...]:
-    """The faults that were injected, with their heals."""
+    """The faults whose injection began, with how far they came."""
     found: list[Strike] = []
     for fault in faults:
-        if fault.step == "injected":
-            found.append(Strike(fault.name, fault.targets, fault.at_s, None))
-        elif fault.step == "healed":
-            found = [
-                Strike(s.name, s.targets, s.injected_s, fault.at_s)
-                if (s.name, s.targets, s.healed_s) == (fault.name, fault.targets, None)
-                else s
-                for s in found
-            ]
+        if fault.step == "inject":
+            found.append(Strike(fault.name, fault.targets, fault.at_s))
+            continue
+        for at, strike in enumerate(found):
+            if (strike.name, strike.targets, strike.healed_s) == (fault.name, fault.targets, None):
+                found[at] = _advanced(strike, fault)
     return tuple(found)
+
+
+def _advanced(strike: Strike, fault: Fault) -> Strike:
+    match fault.step:
+        case "injected":
+            return replace(strike, injected_s=fault.at_s)
+        case "heal":
+            return replace(strike, heal_s=fault.at_s)
+        case _:
+            return replace(strike, healed_s=fault.at_s)
 
 
 def of_writes(account: Account) -> Finding:
@@ -127,8 +136,9 @@ def _of_drill(history: History, struck: Sequence[Strike]) -> Iterable[Finding]:
     if not struck:
         yield Finding(Verdict.UNKNOWN, "no fault was injected, so nothing was tested")
     for strike in struck:
-        if strike.healed_s is None:
-            yield Finding(Verdict.UNKNOWN, f"{strike.name} of {', '.join(strike.targets)} was never healed")
+        for done_s, told in ((strike.injected_s, "did not come about"), (strike.healed_s, "was never healed")):
+            if done_s is None:
+                yield Finding(Verdict.UNKNOWN, f"{strike.name} of {', '.join(strike.targets)} {told}")
     if not history.of(Probe):
         yield Finding(Verdict.UNKNOWN, "no layer was asked anything")
     if history.phase("end") is None and not history.of(Aborted):
@@ -152,7 +162,7 @@ def _layer(
 
 def _restored(own: Sequence[Outage], struck: Sequence[Strike], until_s: float) -> Iterable[float]:
     """For each thing that was done, how long it took until the last outage that began after it was over."""
-    moments = sorted(moment for s in struck for moment in (s.injected_s, s.healed_s) if moment is not None)
+    moments = sorted(moment for s in struck for moment in (s.inject_s, s.heal_s) if moment is not None)
     for at_s, next_s in pairwise([*moments, float("inf")]):
         since = [o for o in own if at_s - o.error_s <= o.began_s < next_s - o.error_s]
         yield max((o.began_s + o.length_s(until_s) - at_s for o in since), default=0.0)
@@ -180,8 +190,8 @@ def _detected_s(history: History, struck: Sequence[Strike]) -> float | None:
     """From the first fault to the first change that the target's own parts told of."""
     if not struck:
         return None
-    later = [seen.at_s for seen in history.of(Seen) if seen.at_s >= struck[0].injected_s]
-    return min(later) - struck[0].injected_s if later else None
+    later = [seen.at_s for seen in history.of(Seen) if seen.at_s >= struck[0].inject_s]
+    return min(later) - struck[0].inject_s if later else None
 
 
 def _redundant_s(history: History, struck: Sequence[Strike]) -> float | None:

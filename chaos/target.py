@@ -19,7 +19,6 @@ class Facts:
     machines: tuple[Machine, ...]
     endpoint: str
     announcer: str | None = None
-    etcd_leader: str | None = None
     arbitrator: str | None = None
     replicas: Mapping[str, int] | None = None
 
@@ -55,7 +54,6 @@ CANDIDATES: Mapping[str, Callable[[Facts], list[Machine]]] = {
     "API endpoint": lambda facts: facts.named(facts.endpoint),
     "other master": lambda facts: [m for m in facts.with_role(Role.CONTROL_PLANE) if m.name != facts.endpoint],
     "announcer": lambda facts: facts.named(facts.announcer),
-    "etcd leader": lambda facts: facts.named(facts.etcd_leader),
     "arbitrator": lambda facts: facts.named(facts.arbitrator),
     "worker with a replica that announces": lambda facts: _replica(facts, announcing=True),
     "worker with a replica that does not announce": lambda facts: _replica(facts, announcing=False),

@@ -4,9 +4,12 @@ Defaults are those of Kubernetes 1.30, MetalLB 0.13 and NDB 8; what a target set
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+UNITS_S = MappingProxyType({"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,22 @@ class Budget:
 
 def _budget(**parts: float) -> Budget:
     return Budget(MappingProxyType({name.replace("_", " "): seconds for name, seconds in parts.items()}))
+
+
+def duration_s(text: str) -> float:
+    """Seconds in a duration as Go prints it, `1m30s`; raises ValueError. Pure."""
+    found = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text)
+    if not found or "".join(number + unit for number, unit in found) != text:
+        raise ValueError(f"not a duration: {text!r}")
+    return sum(float(number) * UNITS_S[unit] for number, unit in found)
+
+
+def grace_s(command: list[str]) -> float:
+    """After how long a silent node is NotReady, by the command line of a controller manager. Pure."""
+    for word in command:
+        if word.startswith("--node-monitor-grace-period="):
+            return duration_s(word.partition("=")[2])
+    return Timers.node_grace_s
 
 
 def suspicion_s(timers: Timers, speakers: int) -> float:

@@ -157,6 +157,14 @@ class Hypervisor:
         """Cut the power of `vmid` and await the task."""
         self.task("post", f"qemu/{vmid}/status/stop")
 
+    def suspend(self, vmid: int) -> None:
+        """Freeze `vmid` as a hang would, and await the task."""
+        self.task("post", f"qemu/{vmid}/status/suspend")
+
+    def resume(self, vmid: int) -> None:
+        """Let `vmid` go on where it was frozen, and await the task."""
+        self.task("post", f"qemu/{vmid}/status/resume")
+
     def shutdown(self, vmid: int, timeout_s: int = STOP_TIMEOUT_S) -> None:
         """Ask `vmid` to power off and await the task."""
         self.task("post", f"qemu/{vmid}/status/shutdown", timeout=timeout_s)

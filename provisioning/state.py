@@ -43,6 +43,11 @@ class State:
         """What this suite shows to Access."""
         return self.folder / "service-token.json"
 
+    @property
+    def broken(self) -> Path:
+        """What is broken on purpose just now (see `chaos.fault.Journal`)."""
+        return self.folder / "broken.json"
+
     @contextmanager
     def locked(self, doing: str) -> Iterator[None]:
         """Hold the environment while `doing`; raises Busy naming who holds it already."""

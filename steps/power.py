@@ -1,6 +1,5 @@
 """Power: reboots and power cuts, only where permitted, always healed; and the time that coming back may take."""
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from pytest_bdd import then, when
 
-from chaos.timers import Budget
+from chaos.timers import Budget, duration_s, grace_s
 from environments.model import Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
 from provisioning.hypervisor import STOP_TIMEOUT_S, Hypervisor
@@ -25,13 +24,10 @@ from steps.nodes import kubelet_configuration
 from steps.verdict import NotExercised
 
 PROBE_TIMEOUT_S = 5
-# What the kubelet and the controller manager go by where nobody set anything else (Kubernetes 1.30).
-GRACE_DEFAULT_S = 40.0
 BOOT_S = 60.0  # firmware, kernel, systemd, sshd
 # A container that starts before the API server does fails; kubelet tries again after 10, 20 and 40 s.
 BACKOFF_S = 70.0
 TAKEOVER_S = 10.0  # MetalLB's documentation: longer than this is a bug
-UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 @dataclass(frozen=True)
@@ -44,22 +40,6 @@ class Return:
     def left_s(self) -> float:
         """What is left of the budget; never less than one look."""
         return max(1.0, self.since_s + self.budget.total_s - time.monotonic())
-
-
-def duration_s(text: str) -> float:
-    """Seconds in a duration as Go prints it, `1m30s`; raises ValueError. Pure."""
-    found = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text)
-    if not found or "".join(number + unit for number, unit in found) != text:
-        raise ValueError(f"not a duration: {text!r}")
-    return sum(float(number) * UNITS_S[unit] for number, unit in found)
-
-
-def grace_s(command: list[str]) -> float:
-    """After how long a silent node is NotReady, by the command line of a controller manager. Pure."""
-    for word in command:
-        if word.startswith("--node-monitor-grace-period="):
-            return duration_s(word.partition("=")[2])
-    return GRACE_DEFAULT_S
 
 
 def budget_of(heartbeat_s: float, grace: float) -> Budget:

@@ -35,11 +35,14 @@ PHASES: Sequence[tuple[str, float]] = (
 DOWN = (12.0, 18.0)
 
 
-def life(injected_s: float = 11.9, healed_s: float | None = 30.0) -> list[Event]:
-    steps: list[Event] = [Fault(step="injected", name="power cut", targets=("srvdbm01",), at_s=injected_s)]
+def life(inject_s: float = 11.9, healed_s: float | None = 30.0) -> list[Event]:
+    moments = {"inject": inject_s, "injected": inject_s + 0.2}
     if healed_s is not None:
-        steps.append(Fault(step="healed", name="power cut", targets=("srvdbm01",), at_s=healed_s))
-    return steps
+        moments |= {"heal": healed_s - 0.3, "healed": healed_s}
+    return [
+        Fault.model_validate({"step": step, "name": "power cut", "targets": ("srvdbm01",), "at_s": at_s})
+        for step, at_s in moments.items()
+    ]
 
 
 def probes(layer: str, down: tuple[float, float] | None = DOWN, until_s: float = 40.0) -> Iterable[Probe]:
@@ -118,6 +121,7 @@ def test_a_write_that_was_not_acknowledged_may_be_there_or_not() -> None:
     [
         ([probes("vip")], "nothing was tested"),
         ([life(healed_s=None), probes("vip")], "never healed"),
+        ([life()[:1], probes("vip")], "did not come about"),
         ([life()], "no layer was asked"),
         ([life(), probes("vip", None, until_s=3)], "too few"),
         ([life(), probes("vip", (2.0, 3.0))], "failed before"),

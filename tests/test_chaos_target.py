@@ -22,7 +22,6 @@ FACTS = Facts(
     ENVIRONMENT.machines,
     endpoint=ENVIRONMENT.kubernetes.control_plane_endpoint,
     announcer="srvk8s-worker02",
-    etcd_leader="srvk8s-master02",
     arbitrator="srvdbm-mgm01",
     replicas={"srvk8s-worker01": 1, "srvk8s-worker02": 1, "srvk8s-worker03": 1},
 )
@@ -34,7 +33,6 @@ FACTS = Facts(
         ("API endpoint", {"srvk8s-master01"}),
         ("other master", {"srvk8s-master02"}),
         ("announcer", {"srvk8s-worker02"}),
-        ("etcd leader", {"srvk8s-master02"}),
         ("arbitrator", {"srvdbm-mgm01"}),
         ("worker with a replica that announces", {"srvk8s-worker02"}),
         ("SQL node", {"srvdbm-sql01"}),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pytest_bdd.steps import StepFunctionContext, step_function_context_registry
 
+from chaos import timers
 from environments.load import find, load
 from environments.model import AddressRange
 from provisioning.hypervisor import Vm
@@ -461,13 +462,13 @@ def test_an_arp_answer_is_told_from_other_frames() -> None:
 
 
 def test_the_budget_of_a_return_is_computed_from_timers() -> None:
-    assert power.grace_s(["kube-controller-manager", "--node-monitor-grace-period=1m30s"]) == 90
-    assert power.grace_s(["kube-controller-manager"]) == 40
+    assert timers.grace_s(["kube-controller-manager", "--node-monitor-grace-period=1m30s"]) == 90
+    assert timers.grace_s(["kube-controller-manager"]) == 40
     budget = power.budget_of(heartbeat_s=10, grace=40)
     assert budget.total_s == 60 + 70 + 40 + 20 + 10
     assert "node grace period 40 s" in str(budget)
     with pytest.raises(ValueError, match="not a duration"):
-        power.duration_s("soon")
+        timers.duration_s("soon")
 
 
 def test_a_node_that_only_was_ready_is_not_back() -> None:
