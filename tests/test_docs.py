@@ -46,6 +46,12 @@ def test_every_command_of_the_lab_that_is_named_exists() -> None:
     assert [name for name in listed[1].split() if not re.search(rf"\b{name}\b", shown)] == []
 
 
+def test_every_command_of_drills_that_is_named_exists() -> None:
+    shown = help_of("chaos", "--help")
+    assert "python -m chaos run DRILL" in README
+    assert [name for name in ("run", "list", "heal", "judge") if not re.search(rf"\b{name}\b", shown)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
@@ -62,11 +68,11 @@ def test_every_folder_says_what_it_is_for_and_is_on_the_map() -> None:
 
 def test_modules_on_the_map_exist() -> None:
     rows = re.findall(
-        r"^\| `(provisioning|environments|lab)/` \|[^|]*\|([^|]*)\|",
+        r"^\| `(provisioning|environments|lab|chaos)/` \|[^|]*\|([^|]*)\|",
         (ROOT / "docs/architecture.md").read_text(),
         re.MULTILINE,
     )
-    assert len(rows) == 3
+    assert len(rows) == 4
     for folder, nouns in rows:
         for noun in re.findall(r"`([a-z_]+)/?`", nouns):
             places = [ROOT / folder / noun, ROOT / folder / f"{noun}.py", ROOT / folder / "mirror" / f"{noun}.py"]
