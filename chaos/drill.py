@@ -29,6 +29,7 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session
 
 STEADY_S = 10.0
+WRITE_INTERVAL_S = 0.1
 WHOLE_TIMEOUT_S = 420.0
 LOOK_S = 1.0
 END_TIMEOUT_S = 30.0
@@ -87,7 +88,7 @@ DRILLS: Mapping[str, Drill] = {
             "power cut",
             "data node",
             30,
-            lambda live, _: dict.fromkeys(("sql", "vip"), timers.data_node_silent(live)),
+            lambda live, _: dict.fromkeys(("write/row", "sql", "vip"), timers.data_node_silent(live)),
         ),
         Drill(
             "data-node-hang",
@@ -95,7 +96,7 @@ DRILLS: Mapping[str, Drill] = {
             "hang",
             "data node",
             30,
-            lambda live, _: dict.fromkeys(("sql", "vip"), timers.data_node_silent(live)),
+            lambda live, _: dict.fromkeys(("write/row", "sql", "vip"), timers.data_node_silent(live)),
         ),
         Drill(
             "management-power",
@@ -103,7 +104,7 @@ DRILLS: Mapping[str, Drill] = {
             "power cut",
             "management node",
             30,
-            lambda *_: dict.fromkeys(("sql", "vip"), NOTHING),
+            lambda *_: dict.fromkeys(("write/row", "sql", "vip"), NOTHING),
         ),
     )
 }
@@ -225,6 +226,7 @@ class Run:
                 command=self.command,
                 at_s=self._began_s,
                 interval_s=plan.interval_s,
+                write_interval_s=WRITE_INTERVAL_S,
             )
         )
         for layer, budget in self.drill.budgets(live, facts).items():
@@ -275,6 +277,7 @@ class Run:
             password=site.database_password.reveal(),
             database=site.database,
             table=ledger.table,
+            interval_s=WRITE_INTERVAL_S,
         )
         during.enter_context(helper("chaos.workload", rows, self.folder / "writes.jsonl"))
         during.enter_context(helper("chaos.probe", plan, self.folder / "probes.jsonl"))

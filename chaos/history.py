@@ -38,6 +38,7 @@ class Header(Event):
     began: datetime = Field(default_factory=lambda: datetime.now(UTC))
     at_s: float
     interval_s: Annotated[float, Field(gt=0, description="between two probes of a layer")]
+    write_interval_s: Annotated[float | None, Field(gt=0, description="between two writes of a sort")] = None
 
 
 class Probe(Event):
@@ -67,6 +68,17 @@ class Write(Event):
     started_s: float
     ended_s: float
     error: str = ""
+
+    @property
+    def as_probe(self) -> Probe:
+        """The write as a question to the layer of writing: a writer that waits for one write is not late itself."""
+        return Probe(
+            layer=f"write/{self.sort}",
+            intended_s=self.intended_s,
+            started_s=self.intended_s,
+            ended_s=self.ended_s,
+            error=self.error,
+        )
 
     @property
     def acknowledged(self) -> bool:

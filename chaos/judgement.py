@@ -17,6 +17,7 @@ ASKS: Mapping[str, tuple[str, ...]] = {
     "public": ("vip",),
     "vip": ("pod",),
     "pod": ("sql", "nfs"),
+    "write": ("ndb",),
     "sql": ("ndb",),
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from chaos.history import History, Probe
+from chaos.history import History, Probe, Write
 
 # Failures amid answers that are closer together than this are one episode.
 EPISODE_S = 2.0
@@ -156,10 +156,10 @@ def _kinds(probes: Iterable[Probe]) -> tuple[tuple[str, int], ...]:
 
 
 def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str]]:
-    """The outages of every layer that was probed, and of the layers that cannot be judged why not."""
-    steady = history.phase("steady")
+    """The outages of every layer that was probed or written to, and of the layers that cannot be judged why not."""
+    steady, header = history.phase("steady"), history.header
     probes: dict[str, list[Probe]] = {}
-    for probe in history.of(Probe):
+    for probe in [*history.of(Probe), *(write.as_probe for write in history.of(Write) if header.write_interval_s)]:
         probes.setdefault(probe.layer, []).append(probe)
     found: dict[str, list[Outage]] = {}
     unjudged: dict[str, str] = {}
@@ -167,7 +167,8 @@ def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str
         try:
             if steady is None:
                 raise NothingMeasured(f"{layer} has no steady phase to be measured by")
-            ruler = ruler_of(layer, asked, steady, history.header.interval_s)
+            interval_s = header.write_interval_s if layer.startswith("write/") else None
+            ruler = ruler_of(layer, asked, steady, interval_s or header.interval_s)
         except NothingMeasured as error:
             unjudged[layer] = str(error)
             continue

@@ -144,6 +144,29 @@ def test_a_refutation_stands_however_the_drill_ended() -> None:
     assert judge(history(life(), probes("vip"), budget(1), aborted)).finding.verdict is Verdict.REFUTED
 
 
+def test_a_write_that_waits_is_an_outage_of_writing_while_reading_goes_on() -> None:
+    """One writer, one row at a time: those whose time passes meanwhile come all at once afterwards."""
+    header = HEADER.model_copy(update={"write_interval_s": 0.1})
+    rows = [
+        Write(
+            sort="row",
+            name=str(number),
+            digest="d",
+            intended_s=number / 10,
+            started_s=max(number / 10, 18.4 if number > 120 else 0),
+            ended_s=max(number / 10 + 0.005, 18.4 if number >= 120 else 0),
+        )
+        for number in range(400)
+    ]
+    found = [Found(sort="row", name=row.name, digest="d") for row in rows]
+    events = history(life(), probes("sql", None), rows, found, budget(7, "write/row")).events
+    said = judge(History([header, *events[1:]]))
+    writing = next(layer for layer in said.layers if layer.layer == "write/row")
+    assert [outage.late for outage in writing.outages] == [False]
+    assert writing.restored_s == pytest.approx(6.5, abs=0.2)
+    assert said.finding.verdict is Verdict.PROVEN
+
+
 def test_an_outage_is_owed_to_the_innermost_layer_that_failed_with_it() -> None:
     layers = [probes(layer) for layer in ("public", "vip", "pod/a", "sql", "ndb")]
     said = judge(history(life(), *layers, probes("pod/b", None), probes("nfs", None)))
