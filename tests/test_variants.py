@@ -10,7 +10,7 @@ import pytest
 from live_lab import ROOT, build
 
 from provisioning.session import open_session
-from steps.limits import failed_visit
+from steps.limits import keep_visiting
 
 pytestmark = pytest.mark.lab
 
@@ -62,16 +62,13 @@ def test_a_virtual_address_that_the_environment_closes_is_closed(tmp_path: Path)
 
 
 def test_another_configuration_of_the_database_is_rolled_out_while_the_site_answers(tmp_path: Path) -> None:
-    """A visitor whose page was being made of what a data node was asked for reloads it."""
+    """A visitor whose page was being made from a data node that went reloads it."""
     other = variant(tmp_path, "heartbeat_interval_ms = 1500", "heartbeat_interval_ms = 1600")
     environment = open_session("lab").environment
-    visits, failures = 0, []
     with ThreadPoolExecutor(1) as pool:
         rollout = pool.submit(build, other)
-        while not rollout.done():
-            visits += 1
-            if failed_visit(environment) and (again := failed_visit(environment)):
-                failures.append(again)
+        visits = keep_visiting(environment, lambda: not rollout.done())
     assert rollout.result().returncode == 0, rollout.result().stderr
     assert "NDB cluster started: 3 changed" in rollout.result().stderr
-    assert not failures, f"{len(failures)} of {visits} visits failed twice: {failures[0]}"
+    assert visits.made
+    assert not visits.lost, f"{visits}: {visits.lost[0]}"
