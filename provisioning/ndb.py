@@ -12,6 +12,7 @@ from provisioning.ssh import Shell, Unreachable
 
 # A first start formats the redo logs; a restart reads everything that was written since the last checkpoint.
 START_TIMEOUT_S = 600
+SHOW_TIMEOUT_S = 10
 RESTARTS_MAX = 5
 UNITS = {Role.NDB_MANAGEMENT: "ndb_mgmd", Role.NDB_DATA: "ndbmtd", Role.NDB_SQL: "mysql"}
 DATA_DIRECTORY = "/var/lib/mysql-cluster"
@@ -74,7 +75,11 @@ class Ndb:
 
     def show(self) -> dict[int, MemberState]:
         """What the management server tells, by node id; raises ActionFailed when it does not answer."""
-        script = "ndb_mgm --ndb-connectstring=localhost --connect-retries=1 --connect-retry-delay=1 -e show"
+        # It waits without end for a management server that goes while it is being asked.
+        script = (
+            f"timeout -s KILL {SHOW_TIMEOUT_S} "
+            "ndb_mgm --ndb-connectstring=localhost --connect-retries=1 --connect-retry-delay=1 -e show"
+        )
         return parse_show(self.shell.check(self.management[0], script, timeout_s=30))
 
     def running(self, machine: Machine) -> Running:
