@@ -57,20 +57,15 @@ ACTIONS = (
 @pytest.fixture(scope="module", autouse=True)
 def _lab() -> None:
     """The lab is up; these tests share it, in order."""
+    # A shell's background job ignores Ctrl-C, and so would the runs that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     provider.up(Paths.default())
-
-
-def hear_ctrl_c() -> None:
-    """As in a terminal, also where these tests run in a shell's background, which ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def cut_off(action: str, number: signal.Signals) -> tuple[int, str]:
     """Start a run, send it a signal as soon as it is at `action`, and return its end and what it said."""
     command = [sys.executable, "-m", "provisioning", "--env", "lab"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_ctrl_c
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr
         heard = []
         for line in process.stderr:
