@@ -11,9 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chaos.drill import DRILLS, Refused, Run
-from chaos.fault import Journal
+from chaos.drill import Refused, Run
+from chaos.drills import DRILLS
+from chaos.fault import NoSuchFault
+from chaos.healer import watched_over
 from chaos.history import History, HistoryError
+from chaos.journal import HealFailed, Journal
 from chaos.judgement import Judgement, LayerJudgement, judge
 from chaos.outage import Outage
 from chaos.target import NoSuchTarget
@@ -69,10 +72,13 @@ def run(
         chosen = random.SystemRandom().randrange(10**6) if seed is None else seed
         folder = out / session.environment.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
         again = f"python -m chaos run {name} --env {shlex.quote(env)} --chaos {chaos} --seed {chosen}"
-        with session.state.locked(f"the drill {name}"):
+        with session.state.locked(f"the drill {name}"), watched_over(env):
             said = Run(session, DRILLS[name], chosen, folder, again, _say).run()
         tell(History.read(folder), said, Console())
-    except (Refused, NoSuchTarget, NotExercised, HistoryError, Busy) as error:
+    except NotExercised as error:
+        sys.stderr.write(f"not exercised: {error}\n")
+        raise typer.Exit(EXIT[Verdict.NOT_EXERCISED]) from error
+    except (Refused, NoSuchFault, NoSuchTarget, HealFailed, HistoryError, Busy) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(CANNOT_READ) from error
     raise typer.Exit(EXIT[said.finding.verdict])
@@ -82,7 +88,11 @@ def run(
 def heal(env: Annotated[str, typer.Option(help="name or file of the environment")] = "lab") -> None:
     """Take back what a drill broke and did not live to heal; nothing is no error."""
     session = _session(env)
-    healed = Journal(session.state.broken).heal(session.hypervisor, session.environment.machines)
+    try:
+        healed = Journal(session.state.broken).heal(session)
+    except HealFailed as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(CANNOT_READ) from error
     sys.stdout.write("".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n")
 
 

@@ -1,196 +1,95 @@
-"""One drill: steady first, then a fault under load, healed, whole again; recorded throughout and judged at the end."""
+"""One drill: steady first, then blows under load, healed, whole again; recorded throughout and judged at the end."""
 
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kubernetes.client.exceptions import ApiException
-from pydantic import BaseModel
 
-from chaos import probe, timers, workload
-from chaos.facts import read_facts, read_timers, states
-from chaos.fault import KINDS, FaultKind, Journal
-from chaos.history import FILE, Aborted, Allowed, Fault, Found, Header, History, Phase, Recorder, Seen
+from chaos.drills import Blow, Drill, Moment
+from chaos.facts import SILENT, WHOLE, Live
+from chaos.fault import FaultKind, Struck, kind_named
+from chaos.history import FILE, Aborted, Allowed, Fault, Header, History, HistoryError, Phase, Recorder, Seen
+from chaos.journal import HealFailed, Journal, Wound
 from chaos.judgement import Judgement, judge
+from chaos.layers import NOTE, questions, writers
+from chaos.ledger import Ledger, sweep
+from chaos.lifeline import helper
 from chaos.target import Facts, select
-from chaos.timers import Budget, Timers
-from environments.model import Environment, Machine, Role
-from provisioning.action import ActionFailed
-from provisioning.cluster import UNAVAILABLE
-from provisioning.database import PORT as SQL_PORT
-from provisioning.database import Database
+from chaos.timers import Timers
+from environments.model import Machine
+from provisioning.cluster import REQUEST_TIMEOUT_S
 from provisioning.machines import in_parallel
-from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.poll import NotYet, poll
 from provisioning.session import Session
+from steps.verdict import NotExercised
 
-STEADY_S = 10.0
-WRITE_INTERVAL_S = 0.1
+STEADY_S = 8.0
+AFTERWARDS_S = 3.0
 WHOLE_TIMEOUT_S = 420.0
+HEALTHY_TIMEOUT_S = 60.0
 LOOK_S = 1.0
 END_TIMEOUT_S = 30.0
-CHECKOUT = Path(__file__).resolve().parent.parent
-NOTHING = Budget({})
+# By then the runner has healed, or is no more: what is on the target heals itself.
+EXPIRES_AFTER_S = 60.0
 
 
 class Refused(Exception):
     """A drill that is not begun: why, and what would have to be otherwise."""
 
 
+class Ended(Exception):
+    """A drill that must not go on: why."""
+
+
 @dataclass(frozen=True)
-class Drill:
-    """What is done to whom and for how long; `budgets` says what each layer may lose by it."""
+class Planned:
+    """A blow and whom it strikes."""
 
-    name: str
-    does: str
-    fault: str
-    target: str
-    hold_s: float
-    budgets: Callable[[Timers, Facts], Mapping[str, Budget]]
-    count: int = 1
-
-
-def _of_announcer(live: Timers, facts: Facts) -> Mapping[str, Budget]:
-    taken = timers.address_takeover(live, len(facts.with_role(Role.CONTROL_PLANE, Role.WORKER)))
-    on_worker = bool((facts.replicas or {}).get(facts.announcer or ""))
-    return {"vip": timers.endpoints_dropped(live) if on_worker else taken}
-
-
-DRILLS: Mapping[str, Drill] = {
-    drill.name: drill
-    for drill in (
-        Drill(
-            "worker-power",
-            "a worker with a replica, not the announcer, loses its power",
-            "power cut",
-            "worker with a replica that does not announce",
-            60,
-            lambda live, _: {"vip": timers.endpoints_dropped(live)},
-        ),
-        Drill(
-            "announcer-power", "the announcer of the VIP loses its power", "power cut", "announcer", 60, _of_announcer
-        ),
-        Drill(
-            "other-master-power",
-            "the master that is not the API's endpoint loses its power",
-            "power cut",
-            "other master",
-            30,
-            lambda *_: {"vip": NOTHING},
-        ),
-        Drill(
-            "data-node-power",
-            "a data node loses its power",
-            "power cut",
-            "data node",
-            30,
-            lambda live, _: dict.fromkeys(("write/row", "sql", "vip"), timers.data_node_silent(live)),
-        ),
-        Drill(
-            "data-node-hang",
-            "a data node hangs",
-            "hang",
-            "data node",
-            30,
-            lambda live, _: dict.fromkeys(("write/row", "sql", "vip"), timers.data_node_silent(live)),
-        ),
-        Drill(
-            "management-power",
-            "the management node loses its power",
-            "power cut",
-            "management node",
-            30,
-            lambda *_: dict.fromkeys(("write/row", "sql", "vip"), NOTHING),
-        ),
-    )
-}
-
-
-def questions(environment: Environment) -> probe.Plan:
-    """What the layers of an environment are asked; holds the database's password. Pure but for reading secrets."""
-    site, edge = environment.wordpress, environment.edge
-    sql = _sql_address(environment)
-    public = probe.Page(
-        layer="public",
-        host=str(edge.resolve or edge.public_host),
-        port=443,
-        name=edge.public_host,
-        ca=Path(edge.ca).read_text() if edge.ca else "",
-        timeout_s=4,
-    )
-    return probe.Plan(
-        questions=(
-            # A page takes a core: it is asked for less often than the rest of the layers would bear.
-            probe.Page(layer="vip", host=str(site.vip), port=80, path="/wp-includes/version.php", timeout_s=4),
-            *([public.model_copy(update={"path": "/wp-includes/version.php"})] if edge.resolve else []),
-            probe.Row(
-                layer="sql",
-                host=sql,
-                port=SQL_PORT,
-                user=site.database_user,
-                password=site.database_password.reveal(),
-                database=site.database,
-                query="SELECT option_value FROM wp_options WHERE option_id = 1",
-                timeout_s=4,
-            ),
-            probe.Port(layer="nfs", host=_address(environment, Role.NFS), port=2049),
-        )
-    )
-
-
-def _address(environment: Environment, role: Role) -> str:
-    worker = environment.with_role(Role.WORKER)[0]
-    return str(environment.reached_from(worker, environment.with_role(role)[0]))
-
-
-def _sql_address(environment: Environment) -> str:
-    return _address(environment, Role.NDB_SQL)
-
-
-@contextmanager
-def helper(module: str, plan: BaseModel, file: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A recording process at work, ended in good order afterwards. Its plan, which may hold secrets, goes by a pipe."""
-    command = [sys.executable, "-m", module, str(file)]
-    with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        process.stdin.write(plan.model_dump_json())
-        process.stdin.close()
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(END_TIMEOUT_S)
-
-
-class Ledger:
-    """The workload's table: made before a drill, read and dropped after it."""
-
-    def __init__(self, database: Database, token: int) -> None:
-        self._database = database
-        self.table = f"haproof_drill_{token % 10**8:08d}"
-
-    def make(self) -> None:
-        """An empty table in the server's own engine, as a plugin's would be; raises ActionFailed."""
-        self._database.query(
-            f"CREATE TABLE {self._name} (name CHAR(16) PRIMARY KEY, digest CHAR(64) NOT NULL, payload TEXT NOT NULL)"
-        )
-
-    def read(self) -> list[Found]:
-        """What is there, with the digest of what is there, not of what was said to be; raises ActionFailed."""
-        rows = self._database.query(f"SELECT name, SHA2(payload, 256) FROM {self._name}")
-        return [Found(sort="row", name=name, digest=digest) for name, digest in rows]
-
-    def drop(self) -> None:
-        """Leave nothing behind; raises ActionFailed."""
-        self._database.query(f"DROP TABLE IF EXISTS {self._name}")
+    blow: Blow
+    kind: FaultKind
+    struck: tuple[Struck, ...]
 
     @property
-    def _name(self) -> str:
-        return f"{self._database.site.database}.{self.table}"
+    def machines(self) -> tuple[Machine, ...]:
+        """Whom it strikes."""
+        return tuple(struck.machine for struck in self.struck)
+
+    @property
+    def wounds(self) -> list[Wound]:
+        """What will have to be healed."""
+        return [Wound(self.kind.name, machine.vmid) for struck in self.struck for machine in self.kind.marks(struck)]
+
+
+def planned(drill: Drill, facts: Facts, seed: int, turn: int = 0) -> tuple[Planned, ...]:
+    """Whom the blows of a drill strike. Pure; raises NoSuchTarget and NoSuchFault."""
+    found = []
+    for blow in drill.blows:
+        machines = select(blow.target, facts, seed, blow.count, turn)
+        peers = tuple(m for m in select(blow.peers, facts, seed, -1) if m not in machines) if blow.peers else ()
+        expires_s = blow.hold_s + EXPIRES_AFTER_S
+        found.append(
+            Planned(blow, kind_named(blow.fault), tuple(Struck(machine, peers, expires_s) for machine in machines))
+        )
+    return tuple(found)
+
+
+def down_at_most(plan: Sequence[Planned]) -> int:
+    """How many machines are away at once, at worst. Pure."""
+    return max(
+        (
+            sum(len(p.struck) for p in plan if p.kind.takes_down and p.blow.after_s <= at.blow.after_s < _end_s(p))
+            for at in plan
+        ),
+        default=0,
+    )
+
+
+def _end_s(plan: Planned) -> float:
+    return plan.blow.after_s + plan.blow.hold_s
 
 
 @dataclass
@@ -203,21 +102,27 @@ class Run:
     folder: Path
     command: str
     say: Callable[[str], None]
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    _why: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self._began_s = time.monotonic()
         self._journal = Journal(self.session.state.broken)
+        self._live = Live(self.session, self.session.cluster)
 
     def run(self) -> Judgement:
         """Do all of it; whatever happens, what was broken is healed and what was seen is judged.
 
-        Raises Refused before anything is touched, and HistoryError.
+        Raises Refused and NotExercised before anything is touched, and HistoryError and HealFailed.
         """
         facts, live = self._ready()
-        machines = select(self.drill.target, facts, self.seed, self.drill.count)
-        self._permitted(machines)
+        plans = [planned(self.drill, facts, self.seed, turn) for turn in range(self.drill.turns)]
+        self._permitted(plans)
+        everyone = tuple({m: None for plan in plans for one in plan for m in one.machines})
+        ledger = Ledger(self.session, f"{int(time.time()) % 10**8:08d}")
+        asked = questions(self.session, self._live.cluster, everyone)
+        written = writers(self.session.environment, ledger)
         recorder = Recorder.into(self.folder / FILE)
-        plan = questions(self.session.environment)
         recorder.record(
             Header(
                 drill=self.drill.name,
@@ -225,103 +130,183 @@ class Run:
                 seed=self.seed,
                 command=self.command,
                 at_s=self._began_s,
-                interval_s=plan.interval_s,
-                write_interval_s=WRITE_INTERVAL_S,
+                intervals_s={question.layer: question.interval_s for question in asked.questions}
+                | {f"write/{writer.kind}": writer.interval_s for writer in written.writers},
             )
         )
-        for layer, budget in self.drill.budgets(live, facts).items():
-            recorder.record(Allowed(layer=layer, seconds=budget.total_s, formula=str(budget) or "nothing is allowed"))
-        ledger = Ledger(self.session.database, int(time.time()))
+        self._allow(recorder, Moment(live, facts, everyone, self.drill.hold_s))
         try:
-            ledger.make()
+            self._made(ledger)
             with ExitStack() as during:
-                self._watched(recorder, during, plan, ledger)
-                self._broken(recorder, machines)
+                during.enter_context(helper("chaos.workload", written, self.folder / "writes.jsonl"))
+                prober = during.enter_context(helper("chaos.probe", asked, self.folder / "probes.jsonl"))
+                during.enter_context(self._observed(recorder, lambda: prober.poll() is None))
+                await_lines(self.folder / "probes.jsonl")
+                self._phase(recorder, "steady")
+                self._pass(STEADY_S)
+                for turn, plan in enumerate(plans):
+                    self._struck(recorder, plan, turn)
             self._phase(recorder, "verification")
             for found in ledger.read():
                 recorder.record(found)
             self._phase(recorder, "end")
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - told in the history, which is judged anyway
-            recorder.record(Aborted(reason=f"{type(error).__name__}: {error}", at_s=time.monotonic()), durable=True)
-            self.say(f"ending early: {type(error).__name__}: {error}")
+            self._abort(recorder, f"{type(error).__name__}: {error}")
         finally:
-            self._heal()
+            self._heal(recorder)
             recorder.close()
-        ledger.drop()
+        self._cleared(ledger)
         return judge(History.read(self.folder))
 
     def _ready(self) -> tuple[Facts, Timers]:
         """Heal what an earlier run left, and make sure that nothing is broken; raises Refused."""
-        for line in self._heal():
+        for line in self._journal.heal(self.session):
             self.say(f"healed what an earlier run left: {line}")
         try:
-            self._await_whole(60.0)
-            return read_facts(self.session), read_timers(self.session)
-        except (DeadlineExceeded, ActionFailed, ApiException, *UNAVAILABLE) as error:
+            self._await_whole(HEALTHY_TIMEOUT_S)
+            sweep(self.session)
+            return self._live.facts(), self._live.timers()
+        except SILENT as error:
             raise Refused(f"the target is not healthy, so nothing is broken on top of it: {error}") from error
 
-    def _permitted(self, machines: Sequence[Machine]) -> None:
-        chaos = self.session.environment.chaos
-        if len(machines) > chaos.machines_down_max:
-            raise Refused(
-                f"{len(machines)} machines would be down; chaos.machines_down_max is {chaos.machines_down_max}"
-            )
+    def _heal(self, recorder: Recorder) -> None:
+        """Whatever is still broken; what cannot be healed is told to the one who can do it by hand."""
+        try:
+            self._journal.heal(self.session)
+        except HealFailed as error:
+            self._abort(recorder, f"healing failed: {error}")
 
-    def _watched(self, recorder: Recorder, during: ExitStack, plan: probe.Plan, ledger: Ledger) -> None:
-        """Start probes, workload and observer, which go on until `during` ends."""
-        site = self.session.environment.wordpress
-        rows = workload.Plan(
-            host=_sql_address(self.session.environment),
-            port=SQL_PORT,
-            user=site.database_user,
-            password=site.database_password.reveal(),
-            database=site.database,
-            table=ledger.table,
-            interval_s=WRITE_INTERVAL_S,
-        )
-        during.enter_context(helper("chaos.workload", rows, self.folder / "writes.jsonl"))
-        during.enter_context(helper("chaos.probe", plan, self.folder / "probes.jsonl"))
-        during.enter_context(observed(self.session, recorder))
+    def _abort(self, recorder: Recorder, why: str) -> None:
+        self.say(f"ending early: {why}")
+        # On a full disk what was measured before stands, and says itself that it did not come to its end.
+        with suppress(HistoryError):
+            recorder.record(Aborted(reason=why, at_s=time.monotonic()), durable=True)
 
-    def _broken(self, recorder: Recorder, machines: Sequence[Machine]) -> None:
-        """From steady to whole again."""
-        kind, names = KINDS[self.drill.fault], tuple(machine.name for machine in machines)
-        await_lines(self.folder / "probes.jsonl")
-        self._phase(recorder, "steady")
-        passed(STEADY_S)
+    def _permitted(self, plans: Sequence[Sequence[Planned]]) -> None:
+        allowed = self.session.environment.chaos.machines_down_max
+        down = max(map(down_at_most, plans))
+        if down > allowed:
+            raise Refused(f"{down} machines would be down at once; chaos.machines_down_max is {allowed}")
+        for one in (one for plan in plans for one in plan):
+            for machine in one.machines:
+                if told := one.kind.blocked(self.session, machine):
+                    raise NotExercised(f"{one.kind.name} of {machine.name}: {told}")
+
+    def _allow(self, recorder: Recorder, moment: Moment) -> None:
+        promised = self.session.environment.chaos.promises_s.get(self.drill.name, {})
+        budgets = {
+            layer: (b.total_s, str(b) or "nothing is allowed") for layer, b in self.drill.budgets(moment).items()
+        }
+        for layer, seconds in promised.items():
+            if layer not in budgets or seconds < budgets[layer][0]:
+                budgets[layer] = (seconds, f"promised by the environment: {seconds:g} s")
+        for layer, (seconds, formula) in budgets.items():
+            recorder.record(Allowed(layer=layer, seconds=seconds, formula=formula))
+
+    def _made(self, ledger: Ledger) -> None:
+        """What is written to."""
+        ledger.make()
+        body = {"metadata": {"name": NOTE}}
+        try:
+            self._live.cluster.core.create_namespaced_config_map("default", body, _request_timeout=REQUEST_TIMEOUT_S)
+        except ApiException as error:
+            if error.status != 409:  # it is there already
+                raise
+
+    def _cleared(self, ledger: Ledger) -> None:
+        """Nothing of the drill stays on the target, if that can be reached."""
+        try:
+            ledger.clear()
+            self._live.cluster.core.delete_namespaced_config_map(NOTE, "default", _request_timeout=REQUEST_TIMEOUT_S)
+        except SILENT as error:
+            self.say(f"what the drill wrote is left on the target, for the next one to clear: {error}")
+
+    def _struck(self, recorder: Recorder, plan: Sequence[Planned], turn: int) -> None:
+        """Blow after blow at its time, each healed at its own; then until all is whole again."""
         self._phase(recorder, "fault")
-        self._journal.note(kind, machines)
-        with stepped(recorder, kind, names, ("inject", "injected")):
-            in_parallel(machines, lambda machine: kind.inject(self.session.hypervisor, machine))
-        self.say(f"{kind.name} of {', '.join(names)}, held for {self.drill.hold_s:g} s")
-        passed(self.drill.hold_s)
-        self._phase(recorder, "recovery")
-        with stepped(recorder, kind, names, ("heal", "healed")):
-            self._heal()
+        began_s = time.monotonic()
+        moments = [
+            *((one.blow.after_s, False, at) for at, one in enumerate(plan)),
+            *((_end_s(one), True, at) for at, one in enumerate(plan)),
+        ]
+        for due_s, healing, at in sorted(moments):
+            self._pass(began_s + due_s - time.monotonic())
+            one = plan[at]
+            names = ", ".join(machine.name for machine in one.machines)
+            if healing:
+                with stepped(recorder, one, ("heal", "healed")):
+                    self._journal.heal(self.session, one.wounds)
+                continue
+            self._journal.note(one.wounds)
+            with stepped(recorder, one, ("inject", "injected")):
+                in_parallel(one.struck, lambda struck, kind=one.kind: kind.inject(self.session, struck))  # type: ignore[misc]
+            self.say(f"{one.kind.name} of {names}, held for {one.blow.hold_s:g} s")
         self._phase(recorder, "redundancy")
         self._await_whole(WHOLE_TIMEOUT_S)
-        passed(STEADY_S)
-
-    def _heal(self) -> list[str]:
-        return self._journal.heal(self.session.hypervisor, self.session.environment.machines)
+        self._pass(AFTERWARDS_S)
 
     def _await_whole(self, timeout_s: float) -> None:
         def whole() -> bool:
-            if found := {name: state for name, state in states(self.session).items() if state != "whole"}:
+            self._go_on()
+            if found := {name: state for name, state in self._live.states().items() if state != WHOLE}:
                 raise NotYet("; ".join(f"{name}: {state}" for name, state in found.items()))
             return True
 
         poll("a whole target", whole, timeout_s=timeout_s, interval_s=LOOK_S)
+
+    def _pass(self, seconds: float) -> None:
+        """Let time pass: what is waited for is time itself, or a reason to end."""
+        self._stop.wait(max(0.0, seconds))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise Ended(self._why)
 
     def _phase(self, recorder: Recorder, name: str) -> None:
         phase = Phase.model_validate({"name": name, "at_s": time.monotonic()})
         recorder.record(phase, durable=True)
         self.say(f"{phase.at_s - self._began_s:6.1f} s  {name}")
 
+    @contextmanager
+    def _observed(self, recorder: Recorder, probing: Callable[[], bool]) -> Iterator[None]:
+        """Record what the target's own parts say of themselves, whenever that changes; end what must not go on."""
+        over, last = threading.Event(), dict[str, str]()
 
-def passed(seconds: float) -> None:
-    """Let time pass: what is waited for is time itself."""
-    threading.Event().wait(seconds)
+        def note(name: str, state: str) -> None:
+            if last.get(name) != state:
+                last[name] = state
+                recorder.record(Seen(subject=name, state=state, at_s=time.monotonic()))
+
+        def look() -> None:
+            while not over.wait(LOOK_S):
+                for name, state in self._live.states().items():
+                    note(name, state)
+                if not probing():
+                    self._end("the probing process has ended, so nothing is measured any more")
+                away = last.get("machines", "")
+                count = away.count(",") + 1 if away.startswith("away: ") else 0
+                if count > self.session.environment.chaos.machines_down_max:
+                    self._end(f"more machines are down than chaos.machines_down_max allows ({away})")
+
+        def look_slowly() -> None:
+            while not over.wait(LOOK_S):
+                for name, state in self._live.owners().items():
+                    note(name, state)
+
+        threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in (look, look_slowly)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join(END_TIMEOUT_S)
+
+    def _end(self, why: str) -> None:
+        self._why = self._why or why
+        self._stop.set()
 
 
 def await_lines(file: Path) -> None:
@@ -330,31 +315,11 @@ def await_lines(file: Path) -> None:
 
 
 @contextmanager
-def stepped(recorder: Recorder, kind: FaultKind, names: tuple[str, ...], steps: tuple[str, str]) -> Iterator[None]:
+def stepped(recorder: Recorder, plan: Planned, steps: tuple[str, str]) -> Iterator[None]:
     """Record the beginning and the end of what is done to machines."""
+    names = tuple(machine.name for machine in plan.machines)
     for at, step in enumerate(steps):
-        event = Fault.model_validate({"step": step, "name": kind.name, "targets": names, "at_s": time.monotonic()})
-        recorder.record(event, durable=True)
+        event = {"step": step, "name": plan.kind.name, "targets": names, "at_s": time.monotonic()}
+        recorder.record(Fault.model_validate(event), durable=True)
         if at == 0:
             yield
-
-
-@contextmanager
-def observed(session: Session, recorder: Recorder) -> Iterator[None]:
-    """Record what the target's own parts say of themselves, whenever that changes."""
-    stop, last = threading.Event(), dict[str, str]()
-
-    def look() -> None:
-        while not stop.wait(LOOK_S):
-            for name, state in states(session).items():
-                if last.get(name) != state:
-                    last[name] = state
-                    recorder.record(Seen(subject=name, state=state, at_s=time.monotonic()))
-
-    watching = threading.Thread(target=look, name="observer", daemon=True)
-    watching.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watching.join(END_TIMEOUT_S)

@@ -5,7 +5,8 @@ the machine's monotonic clock, which its processes share and nobody steps; the h
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -37,8 +38,7 @@ class Header(Event):
     command: str
     began: datetime = Field(default_factory=lambda: datetime.now(UTC))
     at_s: float
-    interval_s: Annotated[float, Field(gt=0, description="between two probes of a layer")]
-    write_interval_s: Annotated[float | None, Field(gt=0, description="between two writes of a sort")] = None
+    intervals_s: Annotated[Mapping[str, float], Field(description="between two questions or writes, by layer")]
 
 
 class Probe(Event):
@@ -118,7 +118,7 @@ class Phase(Event):
     """A drill's phase begins."""
 
     kind: Literal["phase"] = "phase"
-    name: Literal["steady", "fault", "recovery", "redundancy", "verification", "end"]
+    name: Literal["steady", "fault", "redundancy", "verification", "end"]
     at_s: float
 
 
@@ -172,7 +172,7 @@ class Recorder:
 
     def close(self) -> None:
         """End it, on the disk."""
-        with self._lock:
+        with self._lock, suppress(OSError):  # what a full disk did not take was told when it was written
             os.fsync(self._file.fileno())
             self._file.close()
 

@@ -159,16 +159,16 @@ def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str
     """The outages of every layer that was probed or written to, and of the layers that cannot be judged why not."""
     steady, header = history.phase("steady"), history.header
     probes: dict[str, list[Probe]] = {}
-    for probe in [*history.of(Probe), *(write.as_probe for write in history.of(Write) if header.write_interval_s)]:
-        probes.setdefault(probe.layer, []).append(probe)
+    for probe in [*history.of(Probe), *(write.as_probe for write in history.of(Write))]:
+        if probe.layer in header.intervals_s:  # others are recorded, and no one's outages
+            probes.setdefault(probe.layer, []).append(probe)
     found: dict[str, list[Outage]] = {}
     unjudged: dict[str, str] = {}
     for layer, asked in probes.items():
         try:
             if steady is None:
                 raise NothingMeasured(f"{layer} has no steady phase to be measured by")
-            interval_s = header.write_interval_s if layer.startswith("write/") else None
-            ruler = ruler_of(layer, asked, steady, interval_s or header.interval_s)
+            ruler = ruler_of(layer, asked, steady, header.intervals_s[layer])
         except NothingMeasured as error:
             unjudged[layer] = str(error)
             continue

@@ -1,20 +1,25 @@
 """Probes of the target's layers, each at its own steady rate whatever the answers do (open model).
 
 A process of its own, `python -m chaos.probe FILE`, with the questions on its standard input: what the drill is busy
-with never delays a question, and what a question holds (a password) is in no process list. SIGTERM ends it.
+with never delays a question, and what a question holds (a password) is in no process list. The end of that input, or
+SIGTERM, ends it.
 """
 
 import argparse
 import heapq
 import http.client
+import os
+import select
 import signal
 import socket
 import ssl
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +27,7 @@ import pymysql
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import Probe, Recorder
+from chaos.lifeline import listen
 
 
 class Question(BaseModel):
@@ -29,16 +35,30 @@ class Question(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     layer: str
-    host: str
-    port: int
+    interval_s: Annotated[float, Field(gt=0)] = 0.05
     timeout_s: Annotated[float, Field(gt=0)] = 2.0
+
+    @property
+    def at_once(self) -> int:
+        """How many may wait when nothing is answered, with some to spare."""
+        return int(2 * self.timeout_s / self.interval_s) + 2
 
     def ask(self) -> None:
         """Return when it is answered; raises OSError and others with the reason why it is not."""
         raise NotImplementedError
 
+    def leave(self) -> None:
+        """Drop what was kept between questions."""
 
-class Page(Question):
+
+class AtPort(Question):
+    """A question to a TCP port."""
+
+    host: str
+    port: int
+
+
+class Page(AtPort):
     """A page over HTTP; `ca` is a certificate's text, and asks over TLS."""
 
     kind: Literal["page"] = "page"
@@ -64,7 +84,7 @@ class Page(Question):
             raise OSError(f"HTTP {reply.status}")
 
 
-class Row(Question):
+class Row(AtPort):
     """A row read by SQL; connections are kept and used again, as a site's are not, to ask for the data alone."""
 
     kind: Literal["row"] = "row"
@@ -100,7 +120,7 @@ class Row(Question):
         self._idle.append(connection)
 
 
-class Port(Question):
+class Port(AtPort):
     """A TCP connection that is accepted."""
 
     kind: Literal["port"] = "port"
@@ -110,14 +130,133 @@ class Port(Question):
         socket.create_connection((self.host, self.port), self.timeout_s).close()
 
 
-AnyQuestion = Annotated[Page | Row | Port, Field(discriminator="kind")]
+class Call(AtPort):
+    """A request to the Kubernetes API as its administrator, over connections that are kept.
+
+    `certificate` and `key` are texts. A PUT writes `body`, where `@` stands for the moment: what does not change the
+    object is not written at all. Both need etcd's quorum.
+    """
+
+    kind: Literal["call"] = "call"
+    method: Literal["GET", "PUT"] = "GET"
+    path: str
+    body: str = ""
+    ca: str
+    certificate: str
+    key: str
+    _idle: list[http.client.HTTPSConnection] = PrivateAttr(default_factory=list)
+    _context: ssl.SSLContext | None = PrivateAttr(default=None)
+
+    def ask(self) -> None:
+        """Any answer from 400 on is a failure of its own."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = http.client.HTTPSConnection(
+                self.host, self.port, timeout=self.timeout_s, context=self._trusted()
+            )
+        try:
+            headers = {"Content-Type": "application/json"} if self.body else {}
+            body = self.body.replace("@", str(time.monotonic_ns()))
+            connection.request(self.method, self.path, body or None, headers)
+            reply = connection.getresponse()
+            reply.read()
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+        if reply.status >= http.client.BAD_REQUEST:
+            raise OSError(f"HTTP {reply.status}")
+
+    def _trusted(self) -> ssl.SSLContext:
+        if self._context is None:
+            context = ssl.create_default_context(cadata=self.ca)
+            # ssl takes a client's certificate from a file only.
+            with tempfile.NamedTemporaryFile("w") as pem:
+                pem.write(self.certificate + self.key)
+                pem.flush()
+                context.load_cert_chain(pem.name)
+            self._context = context
+        return self._context
+
+
+class Member(AtPort):
+    """Whether the management server has the data node `node_id` as started (MGM API's protocol, `get status`)."""
+
+    kind: Literal["member"] = "member"
+    node_id: int
+
+    def ask(self) -> None:
+        """A connection each time: there are few of these questions."""
+        with socket.create_connection((self.host, self.port), self.timeout_s) as connection:
+            connection.settimeout(self.timeout_s)
+            connection.sendall(b"get status\ntypes: NDB\n\n")
+            told = b""
+            while not told.endswith(b"\n\n"):
+                part = connection.recv(4096)
+                if not part:
+                    raise OSError("cut off by the management server")
+                told += part
+        wanted = f"node.{self.node_id}.status: "
+        states = [line.removeprefix(wanted) for line in told.decode().splitlines() if line.startswith(wanted)]
+        if states != ["STARTED"]:
+            raise OSError(f"{states[0] if states else 'unknown to the management server'}")
+
+
+class Spoken(Question):
+    """A program on a machine, over SSH, that answers every line with `ok` or with what is wrong.
+
+    One question at a time: while an answer is owed, others wait for that one.
+    """
+
+    kind: Literal["spoken"] = "spoken"
+    command: tuple[str, ...]
+    _process: "subprocess.Popen[bytes] | None" = PrivateAttr(default=None)
+    _owed: bool = PrivateAttr(default=False)
+
+    @property
+    def at_once(self) -> int:
+        """What waits behind a question that is not answered has nothing to ask."""
+        return 1
+
+    def ask(self) -> None:
+        """A new connection where the last one has ended."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            self.leave()
+            process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+            self._process, self._owed = process, False
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if not self._owed:
+            process.stdin.write(b"?\n")
+            self._owed = True
+        if not select.select([process.stdout], [], [], self.timeout_s)[0]:
+            raise TimeoutError("no answer yet")
+        told = os.read(process.stdout.fileno(), 4096).decode(errors="replace")
+        if not told:
+            process.wait(self.timeout_s)
+            raise OSError("the connection ended")
+        self._owed = False
+        if told.strip() != "ok":
+            raise OSError(told.strip())
+
+    def leave(self) -> None:
+        """End the connection; the program over there ends with its input."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+AnyQuestion = Annotated[Page | Row | Port | Call | Member | Spoken, Field(discriminator="kind")]
 
 
 class Plan(BaseModel):
-    """All questions, and how often each is asked."""
+    """All questions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    interval_s: Annotated[float, Field(gt=0)] = 0.05
     questions: Annotated[tuple[AnyQuestion, ...], Field(min_length=1)]
 
 
@@ -136,33 +275,35 @@ def ask_one(question: Question, intended_s: float) -> Probe:
 def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) -> None:
     """Ask every question at its times, from now on until `stop`; returns when the last one is answered.
 
-    The questions of one round are spread over the interval.
+    The first round is spread over its intervals, and so are all that follow.
     """
-    begin_s = time.monotonic() + plan.interval_s
+    begin_s = time.monotonic() + 0.05
     count = len(plan.questions)
-    due = [(begin_s + at * plan.interval_s / count, at) for at in range(count)]
+    due = [(begin_s + at * question.interval_s / count, at) for at, question in enumerate(plan.questions)]
     heapq.heapify(due)
-    with ThreadPoolExecutor(sum(threads_for(plan, question) for question in plan.questions)) as pool:
-        while not stop.wait(max(0.0, due[0][0] - time.monotonic())):
-            intended_s, at = due[0]
-            heapq.heapreplace(due, (intended_s + plan.interval_s, at))
-            pool.submit(lambda q, s: record(ask_one(q, s)), plan.questions[at], intended_s)
-
-
-def threads_for(plan: Plan, question: Question) -> int:
-    """How many questions of a layer may wait at once when nothing is answered, with some to spare. Pure."""
-    return int(2 * question.timeout_s / plan.interval_s) + 2
+    # Threads by question: one layer that does not answer takes none from the others.
+    pools = [ThreadPoolExecutor(question.at_once) for question in plan.questions]
+    last: dict[int, Future[None]] = {}
+    while not stop.wait(max(0.0, due[0][0] - time.monotonic())):
+        intended_s, at = due[0]
+        heapq.heapreplace(due, (intended_s + plan.questions[at].interval_s, at))
+        if plan.questions[at].at_once > 1 or at not in last or last[at].done():
+            last[at] = pools[at].submit(lambda q, s: record(ask_one(q, s)), plan.questions[at], intended_s)
+    for pool, question in zip(pools, plan.questions, strict=True):
+        # What waits for its turn was never asked.
+        pool.shutdown(cancel_futures=True)
+        question.leave()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the plan, ask until SIGTERM, write the answers."""
+    """Read the plan, ask until told to end, write the answers."""
     parser = argparse.ArgumentParser(prog="python -m chaos.probe", description=__doc__)
     parser.add_argument("file", type=Path, help="where the answers go; must not exist")
     file = parser.parse_args(arguments).file
-    plan = Plan.model_validate_json(sys.stdin.read())
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the drill's: it ends this process in its order
+    plan = Plan.model_validate_json(listen(sys.stdin, stop))
     recorder = Recorder.into(file)
     ask_all(plan, recorder.record, stop)
     recorder.close()

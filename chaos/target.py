@@ -20,6 +20,7 @@ class Facts:
     endpoint: str
     announcer: str | None = None
     arbitrator: str | None = None
+    etcd_leader: str | None = None
     replicas: Mapping[str, int] | None = None
 
     def with_role(self, *roles: Role) -> list[Machine]:
@@ -54,7 +55,11 @@ CANDIDATES: Mapping[str, Callable[[Facts], list[Machine]]] = {
     "API endpoint": lambda facts: facts.named(facts.endpoint),
     "other master": lambda facts: [m for m in facts.with_role(Role.CONTROL_PLANE) if m.name != facts.endpoint],
     "announcer": lambda facts: facts.named(facts.announcer),
+    "etcd leader": lambda facts: facts.named(facts.etcd_leader),
     "arbitrator": lambda facts: facts.named(facts.arbitrator),
+    "worker with a replica": lambda facts: [
+        m for m in facts.with_role(Role.WORKER) if (facts.replicas or {}).get(m.name)
+    ],
     "worker with a replica that announces": lambda facts: _replica(facts, announcing=True),
     "worker with a replica that does not announce": lambda facts: _replica(facts, announcing=False),
     "kubernetes": lambda facts: facts.with_role(*KUBERNETES),
@@ -64,22 +69,24 @@ CANDIDATES: Mapping[str, Callable[[Facts], list[Machine]]] = {
 WHOLE = {"kubernetes", "database", "everything"}
 
 
-def select(words: str, facts: Facts, seed: int, count: int = 1) -> tuple[Machine, ...]:
+def select(words: str, facts: Facts, seed: int, count: int = 1, turn: int = 0) -> tuple[Machine, ...]:
     """`count` machines that go by `words`, or by their own name; the same for the same facts and seed.
 
-    Groups are taken whole. Raises NoSuchTarget.
+    Another `turn` takes others, as long as there are. Groups are taken whole, as is everybody for a `count` of -1.
+    Raises NoSuchTarget.
     """
     if words not in CANDIDATES:
         if own := facts.named(words):
             return tuple(own)
         raise NoSuchTarget(f"nothing is called “{words}”; {_nearest(words, facts.machines)}")
     found = CANDIDATES[words](facts)
-    if words in WHOLE and found:
+    if found and (words in WHOLE or count < 0):
         return tuple(found)
     if len(found) < count:
         told = ", ".join(machine.name for machine in found) or "none"
         raise NoSuchTarget(f"{count} of “{words}” are wanted, and there is {told}")
-    picked = random.Random(seed).sample(found, count)
+    order = random.Random(seed).sample(found, len(found))
+    picked = [order[(turn * count + at) % len(order)] for at in range(count)]
     return tuple(machine for machine in facts.machines if machine in picked)
 
 

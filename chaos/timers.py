@@ -33,6 +33,12 @@ class Timers:
     # MySQL Server as a systemd unit, RestartSec; what a container's kubelet waits first
     restart_s: float = 2.0
     crash_backoff_s: float = 10.0
+    # A file server's grace period: nobody's locks are given out before (kernel's default; NFS-Ganesha's own setting)
+    nfs_grace_s: float = 90.0
+    # firmware, kernel, systemd, sshd
+    boot_s: float = 60.0
+    # MetalLB's documentation: a takeover that takes longer is a bug
+    takeover_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,38 @@ def data_node_killed() -> Budget:
     return _budget(takeover=2.0)
 
 
+def while_away(hold_s: float, **afterwards: float) -> Budget:
+    """What has no stand-in is away as long as it is held, and until it is up again."""
+    return _budget(held_for=hold_s, **afterwards)
+
+
+def machine_back(live: Timers, hold_s: float, **afterwards: float) -> Budget:
+    """A machine without a stand-in: away, booting, and its service starting."""
+    return while_away(hold_s, boot=live.boot_s, **afterwards)
+
+
+def node_back(live: Timers) -> Mapping[str, float]:
+    """What a node may take from its boot to serving.
+
+    Containers that start too early are tried again after 10, 20 and 40 s; a node that was NotReady in between becomes
+    Ready with its next status.
+    """
+    return {
+        "restart_back_off": 7 * live.crash_backoff_s,
+        "node_grace_period": live.node_grace_s,
+        "two_heartbeats": 2 * live.heartbeat_s,
+        "takeover_of_the_address": live.takeover_s,
+    }
+
+
+def longest(*budgets: Budget) -> Budget:
+    """Of several that run at once."""
+    return max(budgets, key=lambda budget: budget.total_s, default=NOTHING)
+
+
 def restarted(timers: Timers, start_s: float) -> Budget:
     """A service that its machine starts again: the unit's pause, and the start itself."""
     return _budget(pause_before_the_restart=timers.restart_s, start=start_s)
+
+
+NOTHING = Budget(MappingProxyType({}))

@@ -1,6 +1,7 @@
-"""Rows inserted while something is broken: each under a name of its own, and each acknowledgement on the disk first.
+"""What editors and programs write while something is broken: rows, posts and files, each under a name of its own.
 
-A process of its own, `python -m chaos.workload FILE`, with the plan on its standard input; SIGTERM ends it.
+A process of its own, `python -m chaos.workload FILE`, with the plan on its standard input; the end of that, or
+SIGTERM, ends it. Each acknowledgement is on the disk before it counts.
 """
 
 import argparse
@@ -13,102 +14,181 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pymysql
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import Recorder, Write
+from chaos.lifeline import listen
+from provisioning.wordpress import WordPress
+from steps.site import png
 
 PAYLOAD_BYTES = 200
 
 
-class Plan(BaseModel):
-    """Where rows go, and how often one does. The table has `name`, `digest` and `payload`."""
+class Writer(BaseModel):
+    """Writes one thing every interval; what failed is never tried again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    interval_s: Annotated[float, Field(gt=0)]
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+    def content(self) -> bytes:
+        """What nobody wrote before."""
+        return secrets.token_hex(PAYLOAD_BYTES // 2).encode()
+
+    def put(self, name: str, content: bytes) -> None:
+        """Return when it is acknowledged; raises whatever keeps it from being."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Drop the connection, in whatever state it is."""
+
+
+class Rows(Writer):
+    """Rows by SQL, over one connection that is made anew when it fails. The table has name, digest and payload."""
+
+    kind: Literal["row"] = "row"
     host: str
     port: int
     user: str
     password: str
     database: str
     table: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    interval_s: Annotated[float, Field(gt=0)] = 0.1
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    _connection: "pymysql.Connection[pymysql.cursors.Cursor] | None" = PrivateAttr(default=None)
 
+    def put(self, name: str, content: bytes) -> None:
+        """One INSERT of its own transaction."""
+        if self._connection is None:
+            self._connection = pymysql.connect(
+                host=self.host,
+                port=self.port,
+                user=self.user,
+                password=self.password,
+                database=self.database,
+                connect_timeout=max(1, round(self.timeout_s)),
+                read_timeout=self.timeout_s,
+                write_timeout=self.timeout_s,
+                autocommit=True,
+            )
+        row = (name, hashlib.sha256(content).hexdigest(), content.decode())
+        with self._connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {self.table} VALUES (%s, %s, %s)", row)
 
-class Writer:
-    """Inserts rows over one connection, made anew when it fails; a row that failed is never tried again."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._connection: pymysql.Connection[pymysql.cursors.Cursor] | None = None
-
-    def insert(self, intended_s: float) -> Write:
-        """Insert one row of its own and tell how it went."""
-        payload = secrets.token_hex(PAYLOAD_BYTES // 2)
-        name, digest = secrets.token_hex(8), hashlib.sha256(payload.encode()).hexdigest()
-        started_s, error = time.monotonic(), ""
-        try:
-            self._insert(name, digest, payload)
-        except Exception as failure:  # noqa: BLE001 - whatever it was, nothing was acknowledged; the history says what
-            error = f"{type(failure).__name__}: {failure}"
-            self.close()
-        return Write(
-            sort="row",
-            name=name,
-            digest=digest,
-            intended_s=intended_s,
-            started_s=started_s,
-            ended_s=time.monotonic(),
-            error=error,
-        )
-
-    def close(self) -> None:
-        """Leave the connection, in whatever state it is."""
+    def leave(self) -> None:
+        """However it ends."""
         if self._connection is not None:
             with suppress(pymysql.err.Error, OSError):
                 self._connection.close()
         self._connection = None
 
-    def _insert(self, name: str, digest: str, payload: str) -> None:
-        plan = self._plan
-        if self._connection is None:
-            self._connection = pymysql.connect(
-                host=plan.host,
-                port=plan.port,
-                user=plan.user,
-                password=plan.password,
-                database=plan.database,
-                connect_timeout=max(1, round(plan.timeout_s)),
-                read_timeout=plan.timeout_s,
-                write_timeout=plan.timeout_s,
-                autocommit=True,
-            )
-        with self._connection.cursor() as cursor:
-            cursor.execute(f"INSERT INTO {plan.table} VALUES (%s, %s, %s)", (name, digest, payload))
+
+class Editing(Writer):
+    """An editor of the site, logged in until something fails; names carry the drill's mark."""
+
+    url: str
+    user: str
+    password: str
+    mark: str
+    _visitor: WordPress | None = PrivateAttr(default=None)
+
+    @property
+    def visitor(self) -> WordPress:
+        """Logged in; raises as a login does."""
+        if self._visitor is None:
+            visitor = WordPress(self.url)
+            visitor.log_in(self.user, self.password)
+            self._visitor = visitor
+        return self._visitor
+
+    def leave(self) -> None:
+        """The next one logs in again."""
+        self._visitor = None
 
 
-def write_all(plan: Plan, record: Callable[[Write], None], stop: threading.Event) -> None:
-    """Insert a row every interval until `stop`; rows whose time passes while one waits are intended, and come late."""
-    writer, due_s = Writer(plan), time.monotonic()
+class Posts(Editing):
+    """Posts over REST."""
+
+    kind: Literal["post"] = "post"
+
+    def put(self, name: str, content: bytes) -> None:
+        """Published at once."""
+        self.visitor.publish(f"{self.mark}{name}", content.decode(), self.timeout_s)
+
+
+class Uploads(Editing):
+    """Images over REST."""
+
+    kind: Literal["upload"] = "upload"
+
+    def content(self) -> bytes:
+        """One pixel, and a name of its own in what follows the image, which nobody reads or touches."""
+        return png(secrets.token_bytes(3)) + secrets.token_bytes(PAYLOAD_BYTES)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Into the library."""
+        self.visitor.upload(f"{self.mark}{name}.png", content, self.timeout_s)
+
+
+AnyWriter = Annotated[Rows | Posts | Uploads, Field(discriminator="kind")]
+
+
+class Plan(BaseModel):
+    """All writers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    writers: Annotated[tuple[AnyWriter, ...], Field(min_length=1)]
+
+
+def write_one(writer: AnyWriter, intended_s: float) -> Write:
+    """Write, and tell how it went."""
+    content = writer.content()
+    name, error = secrets.token_hex(8), ""
+    started_s = time.monotonic()
+    try:
+        writer.put(name, content)
+    except Exception as failure:  # noqa: BLE001 - whatever it was, nothing was acknowledged; the history says what
+        error = f"{type(failure).__name__}: {failure}"
+        writer.leave()
+    return Write(
+        sort=writer.kind,
+        name=name,
+        digest=hashlib.sha256(content).hexdigest(),
+        intended_s=intended_s,
+        started_s=started_s,
+        ended_s=time.monotonic(),
+        error=error,
+    )
+
+
+def write_all(writer: AnyWriter, record: Callable[[Write], None], stop: threading.Event) -> None:
+    """Write every interval until `stop`; what falls due while one waits is intended then, and comes late."""
+    due_s = time.monotonic()
     while not stop.wait(max(0.0, due_s - time.monotonic())):
-        record(writer.insert(due_s))
-        due_s += plan.interval_s
-    writer.close()
+        record(write_one(writer, due_s))
+        due_s += writer.interval_s
+    writer.leave()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the plan, write until SIGTERM."""
+    """Read the plan, write until told to end."""
     parser = argparse.ArgumentParser(prog="python -m chaos.workload", description=__doc__)
     parser.add_argument("file", type=Path, help="the ledger; must not exist")
     file = parser.parse_args(arguments).file
-    plan = Plan.model_validate_json(sys.stdin.read())
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the drill's: it ends this process in its order
+    plan = Plan.model_validate_json(listen(sys.stdin, stop))
     ledger = Recorder.into(file)
-    write_all(plan, lambda write: ledger.record(write, durable=True), stop)
+    threads = [
+        threading.Thread(target=write_all, args=(w, lambda event: ledger.record(event, durable=True), stop))
+        for w in plan.writers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     ledger.close()
     return 0
 

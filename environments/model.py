@@ -265,6 +265,8 @@ class Chaos(Section):
 
     allowed: bool = False
     machines_down_max: Annotated[int, Field(ge=0)] = 1
+    # Tighter than what follows from the timers: seconds by drill and layer, as `python -m chaos list` names them.
+    promises_s: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = {}
 
 
 class Environment(Section):

@@ -44,6 +44,7 @@ class WordPress:
     url: str
     host: str = ""
     session: requests.Session = field(default_factory=requests.Session)
+    _nonce: str = field(default="", init=False, repr=False)
 
     def request(self, method: str, path: str, *, timeout_s: float = TIMEOUT_S, **arguments: Any) -> requests.Response:
         """One request, redirects not followed; raises requests.RequestException."""
@@ -90,6 +91,7 @@ class WordPress:
 
     def log_in(self, user: str, password: str) -> None:
         """Log in by the form; raises WordPressError and RequestException."""
+        self._nonce = ""
         self.session.cookies.set("wordpress_test_cookie", "WP Cookie check")
         form = {"log": user, "pwd": password, "wp-submit": "Log In", "testcookie": "1"}
         reply = self.request("POST", "/wp-login.php", data=form)
@@ -106,8 +108,13 @@ class WordPress:
 
     def _rest(self, method: str, path: str, **arguments: Any) -> Any:
         """What the REST interface answers the logged-in visitor; raises WordPressError and RequestException."""
-        nonce = self.request("GET", "/wp-admin/admin-ajax.php?action=rest-nonce")
-        headers = {**arguments.pop("headers", {}), "X-WP-Nonce": nonce.text.strip()}
+        if not self._nonce:
+            # Of the login, for half a day; an editor's browser keeps it as well.
+            nonce = self.request("GET", "/wp-admin/admin-ajax.php?action=rest-nonce")
+            if nonce.status_code != requests.codes.ok:
+                raise WordPressError(f"the nonce's page answers {nonce.status_code}: {gist(nonce.text)}")
+            self._nonce = nonce.text.strip()
+        headers = {**arguments.pop("headers", {}), "X-WP-Nonce": self._nonce}
         # By the query: a path below /wp-json is known only where somebody has chosen pretty links.
         parameters = {"rest_route": f"/wp/v2/{path}", **arguments.pop("params", {})}
         reply = self.request(method, "/index.php", params=parameters, headers=headers, **arguments)
@@ -115,9 +122,10 @@ class WordPress:
             raise WordPressError(f"{method} {path} answers {reply.status_code}: {gist(reply.text)}")
         return reply.json()
 
-    def publish(self, title: str, content: str) -> Post:
+    def publish(self, title: str, content: str, timeout_s: float = TIMEOUT_S) -> Post:
         """Publish a post; raises WordPressError and RequestException."""
-        made = self._rest("POST", "posts", json={"title": title, "content": content, "status": "publish"})
+        body = {"title": title, "content": content, "status": "publish"}
+        made = self._rest("POST", "posts", json=body, timeout_s=timeout_s)
         return Post(int(made["id"]), title, str(made["link"]))
 
     def upload(self, name: str, image: bytes, timeout_s: float = TIMEOUT_S) -> Media:

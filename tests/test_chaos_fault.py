@@ -1,26 +1,45 @@
-"""What is broken on purpose is healed by whoever comes next, and only that."""
+"""What is broken on purpose is healed by whoever comes next, and only that; what each drill does is what there is."""
 
+import re
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from chaos.drill import DRILLS, questions
-from chaos.fault import KINDS, Journal
-from chaos.target import CANDIDATES
+from chaos import scripts
+from chaos.drill import down_at_most, planned
+from chaos.drills import DRILLS, Moment
+from chaos.fault import KINDS, NoSuchFault, OfPower, OnMachine, Struck, kind_named
+from chaos.journal import HealFailed, Journal, Wound
+from chaos.target import Facts
+from chaos.timers import Timers
 from environments.load import find, load
-from environments.model import Environment
-from provisioning.hypervisor import Hypervisor
+from environments.model import Machine
+from provisioning.action import ActionFailed
+from provisioning.session import Session
 
 ENVIRONMENT = load(find("lab"))
 MACHINES = ENVIRONMENT.machines
+WORKERS = ("srvk8s-worker01", "srvk8s-worker02", "srvk8s-worker03")
+FACTS = Facts(
+    MACHINES,
+    endpoint=ENVIRONMENT.kubernetes.control_plane_endpoint,
+    announcer="srvk8s-worker02",
+    arbitrator="srvdbm-mgm01",
+    etcd_leader="srvk8s-master01",
+    replicas=dict.fromkeys(WORKERS, 1),
+)
 
 
 class Powers:
-    """A hypervisor that has nothing but power."""
+    """A hypervisor that has nothing but power and one network card a machine."""
 
     def __init__(self) -> None:
         self.states = {machine.vmid: "running" for machine in MACHINES}
+        self.cards = {vmid: f"virtio=BC:24:11:00:00:{vmid % 100:02},bridge=vmbr1" for vmid in self.states}
 
     def power(self, vmid: int) -> str:
         return self.states[vmid]
@@ -41,62 +60,162 @@ class Powers:
     def suspend(self, vmid: int) -> None:
         self.states[vmid] = "paused"
 
+    def reboot(self, vmid: int) -> None:
+        assert self.states[vmid] == "running"
+
+    def config(self, vmid: int) -> dict[str, str]:
+        return {"net0": self.cards[vmid]}
+
+    def call(self, method: str, path: str, net0: str) -> None:
+        assert method == "put"
+        self.cards[int(path.split("/")[1])] = net0
+
+
+class Heard:
+    """A shell that keeps what it is told; `deaf` machines fail at everything."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, str]] = []
+        self.deaf: set[str] = set()
+
+    def check(self, machine: Machine, script: str, *, stdin: str = "", timeout_s: float = 0) -> str:
+        if machine.name in self.deaf:
+            raise ActionFailed("it does not listen", machine=machine.name)
+        self.told.append((machine.name, script, stdin))
+        return ""
+
+
+class Broken:
+    """A target of fakes, as a session."""
+
+    def __init__(self) -> None:
+        self.powers, self.heard = Powers(), Heard()
+        fake = SimpleNamespace(environment=ENVIRONMENT, hypervisor=self.powers, shell=self.heard)
+        self.session = cast(Session, fake)
+
 
 @pytest.fixture
-def powers() -> Powers:
-    return Powers()
+def broken() -> Broken:
+    return Broken()
 
 
-@pytest.fixture
-def hypervisor(powers: Powers) -> Hypervisor:
-    return cast(Hypervisor, powers)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_fault_breaks_and_its_heal_mends_and_healing_twice_changes_nothing(
-    name: str, powers: Powers, hypervisor: Hypervisor
-) -> None:
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if isinstance(kind, OfPower)])
+def test_a_fault_of_the_hypervisor_is_taken_back_once_and_again(name: str, broken: Broken) -> None:
     kind, machine = KINDS[name], MACHINES[0]
-    kind.inject(hypervisor, machine)
-    assert powers.states[machine.vmid] != "running"
-    kind.heal(hypervisor, machine)
-    kind.heal(hypervisor, machine)
-    assert set(powers.states.values()) == {"running"}
+    before = dict(broken.powers.cards)
+    kind.inject(broken.session, Struck(machine))
+    assert name == "reboot" or broken.powers.states[machine.vmid] != "running" or broken.powers.cards != before
+    kind.heal(broken.session, machine)
+    kind.heal(broken.session, machine)
+    assert set(broken.powers.states.values()) == {"running"}
+    assert broken.powers.cards == before
 
 
-def test_the_next_one_heals_what_a_killed_drill_noted(tmp_path: Path, powers: Powers, hypervisor: Hypervisor) -> None:
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if isinstance(kind, OnMachine)])
+def test_a_fault_on_a_machine_brings_its_timer_and_all_of_it_is_a_shells(name: str, broken: Broken) -> None:
+    kind, (machine, peer) = KINDS[name], MACHINES[:2]
+    kind.inject(broken.session, Struck(machine, (peer,), 42))
+    kind.heal(broken.session, machine)
+    (_, breaks, mends), *_ = broken.heard.told
+    assert breaks.index("--on-active=42s") < breaks.rindex(";")
+    _, heals, _ = broken.heard.told[-1]
+    assert heals.startswith(mends)
+    for script in (breaks, mends, heals):
+        subprocess.run(["sh", "-n", "-c", script], check=True)
+
+
+def test_a_partition_makes_both_sides_deaf_to_each_others_cards(broken: Broken) -> None:
+    one, two = MACHINES[:2]
+    KINDS["partition"].inject(broken.session, Struck(one, (two,)))
+    deaf = {name: re.findall(r"ether saddr \{ (\S+) \}", script) for name, script, _ in broken.heard.told}
+    assert deaf == {
+        one.name: [broken.powers.cards[two.vmid][7:24].lower()],
+        two.name: [broken.powers.cards[one.vmid][7:24].lower()],
+    }
+    assert KINDS["partition"].marks(Struck(one, (two,))) == (one, two)
+    assert KINDS["one-way partition"].marks(Struck(one, (two,))) == (one,)
+
+
+def test_what_expires_is_set_to_before_anything_is_broken() -> None:
+    script = scripts.expiring("x", 30, "false")
+    assert script.index("cat >") < script.index("systemd-run") < script.index("false")
+
+
+def test_the_next_one_heals_what_a_killed_drill_noted(tmp_path: Path, broken: Broken) -> None:
     """Noted before it is done: killed in between, there is nothing to heal, and that is no error."""
     journal = Journal(tmp_path / "broken.json")
-    journal.note(KINDS["power cut"], MACHINES[:2])
-    journal.note(KINDS["hang"], MACHINES[2:3])
-    KINDS["power cut"].inject(hypervisor, MACHINES[0])
-    KINDS["hang"].inject(hypervisor, MACHINES[2])
-    powers.stop(MACHINES[5].vmid)
-    healed = Journal(tmp_path / "broken.json").heal(hypervisor, MACHINES)
+    journal.note([Wound("power cut", machine.vmid) for machine in MACHINES[:2]])
+    journal.note([Wound("hang", MACHINES[2].vmid)])
+    broken.powers.stop(MACHINES[0].vmid)
+    broken.powers.suspend(MACHINES[2].vmid)
+    broken.powers.stop(MACHINES[5].vmid)
+    healed = Journal(tmp_path / "broken.json").heal(broken.session)
     assert len(healed) == 3
-    assert [name for name in powers.states.values() if name != "running"] == ["stopped"]
-    assert Journal(tmp_path / "broken.json").heal(hypervisor, MACHINES) == []
+    assert [name for name in broken.powers.states.values() if name != "running"] == ["stopped"]
+    assert Journal(tmp_path / "broken.json").heal(broken.session) == []
+
+
+def test_one_of_two_wounds_is_healed_and_the_other_stays_noted(tmp_path: Path, broken: Broken) -> None:
+    journal = Journal(tmp_path / "broken.json")
+    first, second = Wound("power cut", MACHINES[0].vmid), Wound("power cut", MACHINES[1].vmid)
+    journal.note([first])
+    journal.note([second])
+    broken.powers.stop(MACHINES[0].vmid)
+    broken.powers.stop(MACHINES[1].vmid)
+    journal.heal(broken.session, [first])
+    assert journal.held() == [second]
+    assert broken.powers.states[MACHINES[1].vmid] == "stopped"
+
+
+def test_what_cannot_be_healed_is_told_with_what_to_do_and_stays_noted(tmp_path: Path, broken: Broken) -> None:
+    journal = Journal(tmp_path / "broken.json")
+    wounds = [Wound("kubelet stopped", MACHINES[0].vmid), Wound("kubelet stopped", MACHINES[1].vmid)]
+    journal.note(wounds)
+    broken.heard.deaf = {MACHINES[0].name}
+    told = f"kubelet stopped of {MACHINES[0].name} is NOT healed: it does not listen\n  by hand: on {MACHINES[0].name}"
+    with pytest.raises(HealFailed, match=re.escape(told)):
+        journal.heal(broken.session)
+    assert journal.held() == wounds[:1]
+
+
+def test_an_unknown_fault_is_told_the_nearest() -> None:
+    with pytest.raises(NoSuchFault, match=r"did you mean .*kubelet stopped"):
+        kind_named("kublet stopped")
 
 
 @pytest.mark.parametrize("name", DRILLS)
-def test_every_drill_names_a_fault_and_a_target_that_there_are(name: str) -> None:
+def test_every_drill_names_faults_and_targets_that_there_are_and_has_budgets(name: str) -> None:
     drill = DRILLS[name]
-    assert drill.fault in KINDS
-    assert drill.target in CANDIDATES
-    assert drill.hold_s > 0
+    for turn in range(drill.turns):
+        plan = planned(drill, FACTS, seed=7, turn=turn)
+        assert 0 <= down_at_most(plan) <= len(MACHINES)
+        struck = [machine for one in plan for machine in one.machines]
+        assert all(budget.total_s >= 0 for budget in drill.budgets(Moment(Timers(), FACTS, struck, 9)).values())
 
 
-def test_layers_are_asked_at_the_environments_addresses(tmp_path: Path) -> None:
-    secret = tmp_path / "password"
-    secret.write_text("hush")
-    edge = ENVIRONMENT.edge.model_copy(update={"ca": None})
-    password = {"database_password": f"file:{secret}"}
-    site = type(ENVIRONMENT.wordpress).model_validate({**ENVIRONMENT.wordpress.model_dump(), **password})
-    environment: Environment = ENVIRONMENT.model_copy(update={"edge": edge, "wordpress": site})
-    asked = {question.layer: (question.host, question.port) for question in questions(environment).questions}
-    assert asked == {
-        "vip": ("172.31.0.100", 80),
-        "public": ("198.51.100.1", 443),
-        "sql": ("172.31.0.120", 3306),
-        "nfs": ("172.31.0.240", 2049),
-    }
+def test_turns_strike_one_machine_after_another() -> None:
+    struck = [planned(DRILLS["data-node-power"], FACTS, seed=1, turn=turn)[0].machines for turn in range(2)]
+    assert {machine.name for machines in struck for machine in machines} == {"srvdbm01", "srvdbm02"}
+
+
+def names_of(machines: Sequence[Machine]) -> set[str]:
+    return {machine.name for machine in machines}
+
+
+def test_data_nodes_are_cut_off_from_each_other() -> None:
+    (one,) = planned(DRILLS["data-node-partition"], FACTS, seed=1)
+    assert names_of((*one.machines, *one.struck[0].peers)) == {"srvdbm01", "srvdbm02"}
+
+
+@pytest.mark.parametrize(("name", "down"), [("arbitrator-trap", 2), ("everything-off", 11), ("kubelet-stopped", 0)])
+def test_machines_that_are_down_at_once_are_counted(name: str, down: int) -> None:
+    assert down_at_most(planned(DRILLS[name], FACTS, seed=1)) == down
+
+
+@pytest.mark.parametrize(
+    ("struck", "seconds"),
+    [(("srvk8s-worker01",), 47), (("srvk8s-worker02",), 47), (("srvdbm01",), 0), (("srvk8s-master01",), 0)],
+)
+def test_what_visitors_may_notice_follows_from_who_is_struck(struck: tuple[str, ...], seconds: float) -> None:
+    machines = [machine for machine in MACHINES if machine.name in struck]
+    assert Moment(Timers(), FACTS, machines, 60).visitors().total_s == pytest.approx(seconds)

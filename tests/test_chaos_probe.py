@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from chaos.history import Header, History, Probe, parse
-from chaos.probe import Page, Plan, Port
+from chaos.probe import Member, Page, Plan, Port, Spoken, ask_one
 from provisioning.poll import poll
 
 ROOT = Path(__file__).parent.parent
@@ -56,18 +57,25 @@ def silent_port() -> Iterator[int]:
         yield int(server.getsockname()[1])
 
 
+@contextmanager
+def asking(plan: Plan, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The process at work."""
+    command = [sys.executable, "-m", "chaos.probe", str(folder / "probes.jsonl")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        process.stdin.write(plan.model_dump_json() + "\n")
+        process.stdin.flush()
+        yield process
+
+
 def asked(plan: Plan, folder: Path, count: int) -> dict[str, list[Probe]]:
     """What the process records of at least so many questions, by layer, in their order."""
     file = folder / "probes.jsonl"
-    command = [sys.executable, "-m", "chaos.probe", str(file)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        process.stdin.write(plan.model_dump_json())
-        process.stdin.close()
+    with asking(plan, folder) as process:
         poll("answers", lambda: file.exists() and file.read_text().count("\n") >= count, timeout_s=30, interval_s=0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    header = Header(drill="x", environment="x", seed=0, command="x", at_s=0, interval_s=INTERVAL_S)
+    header = Header(drill="x", environment="x", seed=0, command="x", at_s=0, intervals_s={})
     found: dict[str, list[Probe]] = {}
     for probe in History([header, *parse(file.read_text())]).of(Probe):
         found.setdefault(probe.layer, []).append(probe)
@@ -79,7 +87,6 @@ def test_every_layer_is_asked_at_its_own_steady_times(
 ) -> None:
     """What waits for an answer, or gets none, delays nobody's next question."""
     plan = Plan(
-        interval_s=INTERVAL_S,
         questions=(
             Page(layer="page", host="127.0.0.1", port=port),
             Page(layer="missing", host="127.0.0.1", port=port, path="/missing"),
@@ -97,6 +104,54 @@ def test_every_layer_is_asked_at_its_own_steady_times(
     assert {probe.error.partition(":")[0] for probe in found["closed"]} == {"ConnectionRefusedError"}
     assert {probe.error.partition(":")[0] for probe in found["silent"]} == {"TimeoutError"}
     assert all(probe.ended_s - probe.intended_s >= 0.5 for probe in found["silent"])
+
+
+def test_the_process_ends_with_the_drill_that_started_it(port: int, tmp_path: Path) -> None:
+    """Also with one that was killed: its end of the pipe closes."""
+    with asking(Plan(questions=(Page(layer="page", host="127.0.0.1", port=port),)), tmp_path) as process:
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def test_what_a_program_on_a_machine_owes_is_waited_for_not_asked_again(tmp_path: Path) -> None:
+    """Each line that it reads is a question; the third is answered late, the fourth with what is wrong."""
+    program = (
+        "n=0; while read -r _; do n=$((n + 1)); "
+        "[ $n != 3 ] || sleep 1; [ $n = 4 ] && echo 'no such file' || echo ok; done"
+    )
+    question = Spoken(layer="files", command=("bash", "-c", program), interval_s=0.1, timeout_s=0.3)
+    found = asked(Plan(questions=(question,)), tmp_path, 12)["files"]
+    errors = [probe.error for probe in found]
+    assert errors[:2] == ["", ""]
+    assert set(errors[2:4]) == {"TimeoutError: no answer yet"}
+    assert errors.count("OSError: no such file") == 1
+    assert errors[-1] == ""
+    assert max(two.ended_s - one.ended_s for one, two in itertools.pairwise(p for p in found if p.ok)) > 0.8
+
+
+def test_a_program_that_ends_is_started_anew(tmp_path: Path) -> None:
+    question = Spoken(layer="files", command=("bash", "-c", "read -r _ && echo ok"), interval_s=0.1, timeout_s=1)
+    errors = [probe.error for probe in asked(Plan(questions=(question,)), tmp_path, 8)["files"]]
+    assert errors.count("") >= 4
+
+
+@pytest.mark.parametrize(("state", "error"), [("STARTED", ""), ("NO_CONTACT", "OSError: NO_CONTACT")])
+def test_a_data_node_is_up_when_the_management_server_has_it_as_started(state: str, error: str) -> None:
+    reply = f"node status\nnodes: 1\nnode.2.type: NDB\nnode.2.status: {state}\n\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(reply.encode())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = int(server.getsockname()[1])
+        assert ask_one(Member(layer="ndb/a", host="127.0.0.1", port=port, node_id=2), 0.0).error == error
+        thread.join()
 
 
 def test_a_plan_without_questions_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ FACTS = Facts(
     endpoint=ENVIRONMENT.kubernetes.control_plane_endpoint,
     announcer="srvk8s-worker02",
     arbitrator="srvdbm-mgm01",
+    etcd_leader="srvk8s-master01",
     replicas={"srvk8s-worker01": 1, "srvk8s-worker02": 1, "srvk8s-worker03": 1},
 )
 

@@ -1,0 +1,80 @@
+"""Heals when whoever breaks things is gone: a process of its own that outlives the one it watches.
+
+`python -m chaos.healer --env NAME`; its standard input is the pipe that it watches. A line “done” dismisses it; the
+pipe's end without one means that the drill died, and everything in the journal is taken back.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from chaos.journal import HealFailed, Journal
+from chaos.ledger import sweep
+from provisioning.action import ActionFailed
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.session import Session, open_session
+
+DONE = "done\n"
+HEAL_TIMEOUT_S = 600
+END_TIMEOUT_S = 30
+
+
+@contextmanager
+def watched_over(name_or_file: str) -> Iterator[None]:
+    """Whatever becomes of this process, what it notes in the journal is healed."""
+    command = [sys.executable, "-m", "chaos.healer", "--env", name_or_file]
+    # A session of its own: a Ctrl-C in the terminal is not for it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdin is not None
+        try:
+            yield
+        finally:
+            try:
+                process.stdin.write(DONE)
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # it ended before; there is nothing to dismiss
+            process.wait(END_TIMEOUT_S)
+
+
+def heal_all(session: Session) -> list[str]:
+    """Take back all that is noted, as often as it takes; raises DeadlineExceeded."""
+    healed: list[str] = []
+
+    def whole() -> bool:
+        try:
+            healed.extend(Journal(session.state.broken).heal(session))
+        except HealFailed as error:
+            raise NotYet(str(error)) from error
+        return True
+
+    poll("everything healed", whole, timeout_s=HEAL_TIMEOUT_S, interval_s=5)
+    return healed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Wait for the pipe's end; heal, where nobody said that it is done."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.healer", description=__doc__)
+    parser.add_argument("--env", required=True, help="name or file of the environment")
+    env = parser.parse_args(arguments).env
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    session = open_session(env)
+    if sys.stdin.read().endswith(DONE):
+        return 0
+    # The terminal may have gone with the drill.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    try:
+        heal_all(session)
+        sweep(session)
+    except (DeadlineExceeded, ActionFailed):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

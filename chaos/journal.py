@@ -1,0 +1,88 @@
+"""What is broken on purpose just now: on the disk before it is, and healed from there whoever broke it."""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kubernetes.client.exceptions import ApiException
+
+from chaos.fault import KINDS
+from environments.model import Machine
+from provisioning.action import ActionFailed
+from provisioning.hypervisor import HypervisorError
+from provisioning.session import Session
+
+
+class HealFailed(Exception):
+    """Something could not be taken back; it stays noted, and the message says what a person would do."""
+
+
+@dataclass(frozen=True)
+class Wound:
+    """A fault, by name, and the machine that it is to be taken back on, by the hypervisor's id."""
+
+    fault: str
+    vmid: int
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The wounds of one environment, in a file of its state. One process writes at a time: it holds the state."""
+
+    file: Path
+
+    def held(self) -> list[Wound]:
+        """What is noted, in the order of noting."""
+        try:
+            return [Wound(str(name), int(vmid)) for name, vmid in json.loads(self.file.read_text())]
+        except FileNotFoundError:
+            return []
+
+    def note(self, wounds: Sequence[Wound]) -> None:
+        """Write down, onto the disk, what is about to be done."""
+        self._write([*self.held(), *wounds])
+
+    def heal(self, session: Session, only: Sequence[Wound] | None = None) -> list[str]:
+        """Take back what is noted, or `only` some of it, and forget that; a line for each that was.
+
+        All are tried, and power first: no machine can be mended that is off. Raises HealFailed naming the others.
+        """
+        by_id = {machine.vmid: machine for machine in session.environment.machines}
+        wanted = [w for w in self.held() if (only is None or w in only) and w.vmid in by_id and w.fault in KINDS]
+        healed, failed = list[Wound](), list[str]()
+        for down in (True, False):
+            group = [wound for wound in wanted if KINDS[wound.fault].takes_down is down]
+            with ThreadPoolExecutor(max(1, len(group))) as pool:
+                ends = list(pool.map(lambda wound: _healed(session, wound, by_id[wound.vmid]), group))
+            healed += [wound for wound, told in zip(group, ends, strict=True) if not told]
+            failed += [told for told in ends if told]
+        self._write([wound for wound in self.held() if wound not in healed])
+        if failed:
+            raise HealFailed("\n".join(failed))
+        return [f"{wound.fault} of {by_id[wound.vmid].name}" for wound in healed]
+
+    def _write(self, wounds: Sequence[Wound]) -> None:
+        if not wounds:
+            self.file.unlink(missing_ok=True)
+            return
+        temporary = self.file.with_suffix(".new")
+        with temporary.open("w") as file:
+            json.dump([[wound.fault, wound.vmid] for wound in wounds], file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.file)
+
+
+def _healed(session: Session, wound: Wound, machine: Machine) -> str:
+    """Empty, or why it could not be done and what to do by hand."""
+    kind = KINDS[wound.fault]
+    try:
+        kind.heal(session, machine)
+    except (ActionFailed, ApiException, HypervisorError, OSError) as error:
+        told = str(error).strip().splitlines()[0]
+        by_hand = kind.by_hand(session.environment, machine)
+        return f"{wound.fault} of {machine.name} is NOT healed: {told}\n  by hand: {by_hand}"
+    return ""

@@ -1,0 +1,91 @@
+"""What the workload wrote, as it is found afterwards: rows, posts and files, each by the drill's own mark."""
+
+import re
+import shlex
+
+from chaos.history import Found
+from environments.model import Environment, Role
+from provisioning.database import Database, quoted
+from provisioning.session import Session
+from provisioning.ssh import Shell
+
+PREFIX = "haproof-drill-"
+TABLE_PREFIX = "haproof_drill_"
+
+
+class Ledger:
+    """Of one drill: made before it, read and cleared after it."""
+
+    def __init__(self, session: Session, token: str) -> None:
+        self.table = f"{TABLE_PREFIX}{token}"
+        self.mark = f"{PREFIX}{token}-"
+        self._database = session.database
+        self._shell = session.shell
+        self._environment = session.environment
+
+    def make(self) -> None:
+        """An empty table in the server's own engine, as a plugin's would be; raises ActionFailed."""
+        self._database.query(
+            f"CREATE TABLE {self._database.site.database}.{self.table} "
+            "(name CHAR(16) PRIMARY KEY, digest CHAR(64) NOT NULL, payload TEXT NOT NULL)"
+        )
+
+    def read(self) -> list[Found]:
+        """What is there, with the digest of what is there, not of what was said to be; raises ActionFailed."""
+        schema = self._database.site.database
+        rows = self._database.query(f"SELECT name, SHA2(payload, 256) FROM {schema}.{self.table}")
+        posts = self._database.query(
+            f"SELECT SUBSTRING(post_title, {len(self.mark) + 1}), SHA2(post_content, 256) FROM {schema}.wp_posts "
+            f"WHERE post_title LIKE {quoted(self.mark + '%')} AND post_type = 'post' AND post_status = 'publish'"
+        )
+        return [
+            *(Found(sort="row", name=name, digest=digest) for name, digest in rows),
+            *(Found(sort="post", name=name, digest=digest) for name, digest in posts),
+            *files(self._environment, self._shell, self.mark),
+        ]
+
+    def clear(self) -> None:
+        """Leave nothing behind; raises ActionFailed."""
+        self._database.query(f"DROP TABLE IF EXISTS {self._database.site.database}.{self.table}")
+        _forget(self._database, self._environment, self._shell, self.mark)
+
+
+def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
+    """Uploads with the mark, as they lie on the file server; raises ActionFailed."""
+    told = shell.check(
+        environment.with_role(Role.NFS)[0],
+        f"find {_uploads(environment)} -name {shlex.quote(mark + '*.png')} -exec sha256sum {{}} +",
+    )
+    found = re.findall(rf"^([0-9a-f]{{64}})  .*/{re.escape(mark)}([0-9a-f]+)\.png$", told, re.MULTILINE)
+    return [Found(sort="upload", name=name, digest=digest) for digest, name in found]
+
+
+def sweep(session: Session) -> None:
+    """Clear what drills left that did not live to do it; raises ActionFailed."""
+    database = session.database
+    schema = database.site.database
+    left = database.query(
+        "SELECT table_name FROM information_schema.tables "
+        f"WHERE table_schema = {quoted(schema)} AND table_name LIKE {quoted(TABLE_PREFIX + '%')}"
+    )
+    for (table,) in left:
+        database.query(f"DROP TABLE IF EXISTS {schema}.{table}")
+    _forget(database, session.environment, session.shell, PREFIX)
+
+
+def _forget(database: Database, environment: Environment, shell: Shell, mark: str) -> None:
+    """Posts and files with the mark, and what WordPress keeps beside them."""
+    schema = database.site.database
+    database.query(
+        f"DELETE FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}; "
+        f"DELETE FROM {schema}.wp_postmeta WHERE post_id NOT IN (SELECT ID FROM {schema}.wp_posts); "
+        f"DELETE FROM {schema}.wp_term_relationships WHERE object_id NOT IN (SELECT ID FROM {schema}.wp_posts); "
+        f"UPDATE {schema}.wp_term_taxonomy t SET count = (SELECT COUNT(*) FROM {schema}.wp_term_relationships r "
+        "WHERE r.term_taxonomy_id = t.term_taxonomy_id)"
+    )
+    server = environment.with_role(Role.NFS)[0]
+    shell.check(server, f"find {_uploads(environment)} -name {shlex.quote(mark + '*')} -delete")
+
+
+def _uploads(environment: Environment) -> str:
+    return shlex.quote(f"{environment.nfs.export}/wp-content/uploads")
