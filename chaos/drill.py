@@ -31,7 +31,7 @@ STEADY_S = 8.0
 AFTERWARDS_S = 3.0
 WHOLE_TIMEOUT_S = 420.0
 HEALTHY_TIMEOUT_S = 60.0
-LOOK_S = 1.0
+LOOK_S, LOOK_AROUND_S = 2.0, 5.0  # the target is busy enough
 END_TIMEOUT_S = 30.0
 # By then the runner has healed, or is no more: what is on the target heals itself.
 EXPIRES_AFTER_S = 60.0
@@ -290,7 +290,7 @@ class Run:
                     self._end(f"more machines are down than chaos.machines_down_max allows ({away})")
 
         def look_slowly() -> None:
-            while not over.wait(LOOK_S):
+            while not over.wait(LOOK_AROUND_S):
                 for name, state in self._live.owners().items():
                     note(name, state)
 

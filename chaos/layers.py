@@ -96,21 +96,21 @@ def questions(session: Session, cluster: Cluster, struck: Iterable[Machine]) -> 
     )
 
 
-def _visitors(environment: Environment) -> list[probe.Page]:
+def _visitors(environment: Environment) -> list[probe.Page | probe.PublicPage]:
     site, edge = environment.wordpress, environment.edge
-    vip = probe.Page(layer="vip", host=str(site.vip), port=80, path=PATH, timeout_s=4, interval_s=INTERVAL_S)
-    if not edge.resolve:
-        return [vip]
-    public = vip.model_copy(
-        update={
-            "layer": "public",
-            "host": str(edge.resolve),
-            "port": 443,
-            "name": edge.public_host,
-            "ca": Path(edge.ca).read_text() if edge.ca else "",
-        }
-    )
-    return [vip, public]
+    return [
+        probe.Page(layer="vip", host=str(site.vip), port=80, path=PATH, timeout_s=4, interval_s=INTERVAL_S),
+        probe.PublicPage(
+            layer="public",
+            host=str(edge.resolve or edge.public_host),
+            port=443,
+            name=edge.public_host,
+            path=PATH,
+            ca=Path(edge.ca).read_text() if edge.ca else "",
+            timeout_s=4,
+            interval_s=INTERVAL_S,
+        ),
+    ]
 
 
 def _kubernetes(environment: Environment, cluster: Cluster) -> list[probe.Call]:

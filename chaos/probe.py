@@ -29,6 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from chaos.history import Probe, Recorder
 from chaos.lifeline import listen
 
+CHUNK = 4096
+
 
 class Question(BaseModel):
     """What one layer is asked, every `interval_s`."""
@@ -59,29 +61,76 @@ class AtPort(Question):
 
 
 class Page(AtPort):
-    """A page over HTTP; `ca` is a certificate's text, and asks over TLS."""
+    """A page over HTTP, each time over a new connection: so is a visitor's first."""
 
     kind: Literal["page"] = "page"
     path: str = "/"
     name: Annotated[str, Field(description="the host that is asked for")] = ""
+
+    def ask(self) -> None:
+        """Any answer but 200 is a failure of its own. The rest of the answer is read as well."""
+        # Spoken by hand: http.client takes three times the processor for it, which the target may need.
+        ask = f"GET {self.path} HTTP/1.0\r\nHost: {self.name or self.host}\r\nUser-Agent: haproof\r\n\r\n"
+        with socket.create_connection((self.host, self.port), self.timeout_s) as connection:
+            connection.sendall(ask.encode())
+            told = connection.recv(CHUNK)
+            while part := connection.recv(CHUNK):
+                told += part
+        status = told.partition(b"\r\n")[0].decode(errors="replace")
+        if status.split(" ")[1:2] != ["200"]:
+            raise OSError(status or "the connection was closed without an answer")
+
+
+class Kept(AtPort):
+    """A question over HTTPS connections that are kept: a handshake costs more than the answer.
+
+    `ca` is a certificate's text; without one the machine's own store is trusted.
+    """
+
+    path: str = "/"
     ca: str = ""
+    _idle: list[http.client.HTTPSConnection] = PrivateAttr(default_factory=list)
+    _context: ssl.SSLContext | None = PrivateAttr(default=None)
+
+    def send(self, method: str, body: str, headers: dict[str, str], name: str = "") -> int:
+        """The answer's status; `name` is the host that the certificate must be for, where not the one connected to."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connected(name)
+        try:
+            connection.request(method, self.path, body or None, headers)
+            reply = connection.getresponse()
+            reply.read()
+        except BaseException:
+            connection.close()
+            self._idle.clear()  # what was kept beside it has met the same fate
+            raise
+        self._idle.append(connection)
+        return reply.status
+
+    def _connected(self, name: str) -> http.client.HTTPSConnection:
+        if self._context is None:
+            self._context = self._trusted()
+        connection = http.client.HTTPSConnection(name or self.host, self.port, context=self._context)
+        plain = socket.create_connection((self.host, self.port), self.timeout_s)
+        connection.sock = self._context.wrap_socket(plain, server_hostname=name or self.host)
+        return connection
+
+    def _trusted(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cadata=self.ca or None)
+
+
+class PublicPage(Kept):
+    """A page at the public host, which `host` leads to."""
+
+    kind: Literal["public-page"] = "public-page"
+    name: str
 
     def ask(self) -> None:
         """Any answer but 200 is a failure of its own."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
-        try:
-            if self.ca:
-                plain = socket.create_connection((self.host, self.port), self.timeout_s)
-                trusted = ssl.create_default_context(cadata=self.ca)
-                trusted.check_hostname = bool(self.name)
-                connection.sock = trusted.wrap_socket(plain, server_hostname=self.name or None)
-            connection.request("GET", self.path, headers={"Host": self.name or self.host, "Connection": "close"})
-            reply = connection.getresponse()
-            reply.read()
-        finally:
-            connection.close()
-        if reply.status != http.client.OK:
-            raise OSError(f"HTTP {reply.status}")
+        if (status := self.send("GET", "", {"User-Agent": "haproof"}, self.name)) != http.client.OK:
+            raise OSError(f"HTTP {status}")
 
 
 class Row(AtPort):
@@ -130,54 +179,34 @@ class Port(AtPort):
         socket.create_connection((self.host, self.port), self.timeout_s).close()
 
 
-class Call(AtPort):
-    """A request to the Kubernetes API as its administrator, over connections that are kept.
+class Call(Kept):
+    """A request to the Kubernetes API as its administrator; `certificate` and `key` are texts.
 
-    `certificate` and `key` are texts. A PUT writes `body`, where `@` stands for the moment: what does not change the
-    object is not written at all. Both need etcd's quorum.
+    A PUT writes `body`, where `@` stands for the moment: what does not change the object is not written at all. Both
+    need etcd's quorum.
     """
 
     kind: Literal["call"] = "call"
     method: Literal["GET", "PUT"] = "GET"
-    path: str
     body: str = ""
-    ca: str
     certificate: str
     key: str
-    _idle: list[http.client.HTTPSConnection] = PrivateAttr(default_factory=list)
-    _context: ssl.SSLContext | None = PrivateAttr(default=None)
 
     def ask(self) -> None:
         """Any answer from 400 on is a failure of its own."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = http.client.HTTPSConnection(
-                self.host, self.port, timeout=self.timeout_s, context=self._trusted()
-            )
-        try:
-            headers = {"Content-Type": "application/json"} if self.body else {}
-            body = self.body.replace("@", str(time.monotonic_ns()))
-            connection.request(self.method, self.path, body or None, headers)
-            reply = connection.getresponse()
-            reply.read()
-        except BaseException:
-            connection.close()
-            raise
-        self._idle.append(connection)
-        if reply.status >= http.client.BAD_REQUEST:
-            raise OSError(f"HTTP {reply.status}")
+        headers = {"Content-Type": "application/json"} if self.body else {}
+        status = self.send(self.method, self.body.replace("@", str(time.monotonic_ns())), headers)
+        if status >= http.client.BAD_REQUEST:
+            raise OSError(f"HTTP {status}")
 
     def _trusted(self) -> ssl.SSLContext:
-        if self._context is None:
-            context = ssl.create_default_context(cadata=self.ca)
-            # ssl takes a client's certificate from a file only.
-            with tempfile.NamedTemporaryFile("w") as pem:
-                pem.write(self.certificate + self.key)
-                pem.flush()
-                context.load_cert_chain(pem.name)
-            self._context = context
-        return self._context
+        context = super()._trusted()
+        # ssl takes a client's certificate from a file only.
+        with tempfile.NamedTemporaryFile("w") as pem:
+            pem.write(self.certificate + self.key)
+            pem.flush()
+            context.load_cert_chain(pem.name)
+        return context
 
 
 class Member(AtPort):
@@ -193,7 +222,7 @@ class Member(AtPort):
             connection.sendall(b"get status\ntypes: NDB\n\n")
             told = b""
             while not told.endswith(b"\n\n"):
-                part = connection.recv(4096)
+                part = connection.recv(CHUNK)
                 if not part:
                     raise OSError("cut off by the management server")
                 told += part
@@ -250,7 +279,7 @@ class Spoken(Question):
             self._process.communicate()
 
 
-AnyQuestion = Annotated[Page | Row | Port | Call | Member | Spoken, Field(discriminator="kind")]
+AnyQuestion = Annotated[Page | PublicPage | Row | Port | Call | Member | Spoken, Field(discriminator="kind")]
 
 
 class Plan(BaseModel):
