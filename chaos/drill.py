@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,22 @@ from kubernetes.client.exceptions import ApiException
 from chaos.drills import Blow, Drill, Moment
 from chaos.facts import SILENT, WHOLE, Live
 from chaos.fault import FaultKind, Struck, kind_named
-from chaos.history import FILE, Aborted, Allowed, Fault, Header, History, HistoryError, Phase, Recorder, Seen
+from chaos.history import (
+    FILE,
+    Aborted,
+    Allowed,
+    Event,
+    Fault,
+    Header,
+    History,
+    HistoryError,
+    Phase,
+    Probe,
+    Recorder,
+    Seen,
+    Write,
+    parse,
+)
 from chaos.journal import HealFailed, Journal, Wound
 from chaos.judgement import Judgement, judge
 from chaos.layers import NOTE, questions, writers
@@ -32,7 +47,7 @@ AFTERWARDS_S = 3.0
 WHOLE_TIMEOUT_S = 420.0
 HEALTHY_TIMEOUT_S = 60.0
 LOOK_S, LOOK_AROUND_S = 2.0, 5.0  # the target is busy enough
-END_TIMEOUT_S = 30.0
+END_TIMEOUT_S = BEGIN_TIMEOUT_S = 30.0
 # By then the runner has healed, or is no more: what is on the target heals itself.
 EXPIRES_AFTER_S = 60.0
 
@@ -141,7 +156,7 @@ class Run:
                 during.enter_context(helper("chaos.workload", written, self.folder / "writes.jsonl"))
                 prober = during.enter_context(helper("chaos.probe", asked, self.folder / "probes.jsonl"))
                 during.enter_context(self._observed(recorder, lambda: prober.poll() is None))
-                await_lines(self.folder / "probes.jsonl")
+                self._begun({question.layer for question in asked.questions}, len(written.writers))
                 self._phase(recorder, "steady")
                 self._pass(STEADY_S)
                 for turn, plan in enumerate(plans):
@@ -220,6 +235,23 @@ class Run:
             self._live.cluster.core.delete_namespaced_config_map(NOTE, "default", _request_timeout=REQUEST_TIMEOUT_S)
         except SILENT as error:
             self.say(f"what the drill wrote is left on the target, for the next one to clear: {error}")
+
+    def _begun(self, layers: Collection[str], sorts: int) -> None:
+        """Wait until each layer was asked and each sort of thing written; raises DeadlineExceeded."""
+
+        def heard() -> bool:
+            self._go_on()
+            asked = {event.layer for event in self._recorded("probes.jsonl") if isinstance(event, Probe)}
+            written = {event.sort for event in self._recorded("writes.jsonl") if isinstance(event, Write)}
+            if missing := {*layers} - asked:
+                raise NotYet(f"not asked yet: {', '.join(sorted(missing))}")
+            return len(written) == sorts
+
+        poll("probes and workload at work", heard, timeout_s=BEGIN_TIMEOUT_S, interval_s=1)
+
+    def _recorded(self, name: str) -> list[Event]:
+        file = self.folder / name
+        return list(parse(file.read_text())) if file.exists() else []
 
     def _struck(self, recorder: Recorder, plan: Sequence[Planned], turn: int) -> None:
         """Blow after blow at its time, each healed at its own; then until all is whole again."""
@@ -307,11 +339,6 @@ class Run:
     def _end(self, why: str) -> None:
         self._why = self._why or why
         self._stop.set()
-
-
-def await_lines(file: Path) -> None:
-    """Wait until a helper has written something; raises DeadlineExceeded."""
-    poll("the first answer of a probe", lambda: file.exists() and file.stat().st_size > 0, timeout_s=30, interval_s=0.1)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from chaos import probe
 from chaos.ledger import Ledger
+from chaos.workload import Login, Posts, Rows, Uploads
 from chaos.workload import Plan as Workload
-from chaos.workload import Posts, Rows, Uploads
 from environments.model import Environment, Machine, Role
 from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.database import PORT as SQL_PORT
@@ -21,7 +21,7 @@ from provisioning.ssh import Shell
 PATH = "/wp-includes/version.php"
 API_PORT, NFS_PORT, MANAGEMENT_PORT = 6443, 2049, 1186
 INTERVAL_S, SLOW_INTERVAL_S = 0.05, 0.2  # a program on a machine, and the API's writes, cost more than an answer
-ROW_INTERVAL_S, POST_INTERVAL_S, UPLOAD_INTERVAL_S = 0.1, 2.0, 3.0
+ROW_INTERVAL_S, POST_INTERVAL_S, UPLOAD_INTERVAL_S = 0.1, 1.5, 2.0
 # A browser waits longer than a probe, and a write that waits is no loss.
 EDITOR_TIMEOUT_S = 60.0
 NOTE = "haproof-drill"  # the ConfigMap that is written to
@@ -207,13 +207,6 @@ def spoken(environment: Environment, shell: Shell, machine: Machine, script: str
 def writers(environment: Environment, ledger: Ledger) -> Workload:
     """What programs and editors write; holds secrets."""
     site = environment.wordpress
-    editor = {
-        "url": f"http://{site.vip}",
-        "user": site.admin_user,
-        "password": site.admin_password.reveal(),
-        "mark": ledger.mark,
-        "timeout_s": EDITOR_TIMEOUT_S,
-    }
     rows = Rows(
         host=_address(environment, Role.NDB_SQL),
         port=SQL_PORT,
@@ -224,11 +217,12 @@ def writers(environment: Environment, ledger: Ledger) -> Workload:
         interval_s=ROW_INTERVAL_S,
     )
     return Workload(
+        editor=Login(url=f"http://{site.vip}", user=site.admin_user, password=site.admin_password.reveal()),
         writers=(
             rows,
-            Posts.model_validate({**editor, "interval_s": POST_INTERVAL_S}),
-            Uploads.model_validate({**editor, "interval_s": UPLOAD_INTERVAL_S}),
-        )
+            Posts(mark=ledger.mark, interval_s=POST_INTERVAL_S, timeout_s=EDITOR_TIMEOUT_S),
+            Uploads(mark=ledger.mark, interval_s=UPLOAD_INTERVAL_S, timeout_s=EDITOR_TIMEOUT_S),
+        ),
     )
 
 

@@ -30,6 +30,7 @@ from chaos.history import Probe, Recorder
 from chaos.lifeline import listen
 
 CHUNK = 4096
+IDLE_MAX_S = 1.0
 
 
 class Question(BaseModel):
@@ -76,9 +77,9 @@ class Page(AtPort):
             told = connection.recv(CHUNK)
             while part := connection.recv(CHUNK):
                 told += part
-        status = told.partition(b"\r\n")[0].decode(errors="replace")
-        if status.split(" ")[1:2] != ["200"]:
-            raise OSError(status or "the connection was closed without an answer")
+        status = told[:CHUNK].split(maxsplit=2)[1:2]
+        if status != [b"200"]:
+            raise OSError(f"HTTP {status[0].decode(errors='replace')}" if status else "closed without an answer")
 
 
 class Kept(AtPort):
@@ -89,15 +90,12 @@ class Kept(AtPort):
 
     path: str = "/"
     ca: str = ""
-    _idle: list[http.client.HTTPSConnection] = PrivateAttr(default_factory=list)
+    _idle: list[tuple[float, http.client.HTTPSConnection]] = PrivateAttr(default_factory=list)
     _context: ssl.SSLContext | None = PrivateAttr(default=None)
 
     def send(self, method: str, body: str, headers: dict[str, str], name: str = "") -> int:
         """The answer's status; `name` is the host that the certificate must be for, where not the one connected to."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._connected(name)
+        connection = self._waiting() or self._connected(name)
         try:
             connection.request(method, self.path, body or None, headers)
             reply = connection.getresponse()
@@ -106,8 +104,19 @@ class Kept(AtPort):
             connection.close()
             self._idle.clear()  # what was kept beside it has met the same fate
             raise
-        self._idle.append(connection)
+        self._idle.append((time.monotonic(), connection))
         return reply.status
+
+    def _waiting(self) -> http.client.HTTPSConnection | None:
+        """The connection that was used last, unless a server may have tired of it."""
+        try:
+            since_s, connection = self._idle.pop()
+        except IndexError:
+            return None
+        if time.monotonic() - since_s < IDLE_MAX_S:
+            return connection
+        connection.close()
+        return None
 
     def _connected(self, name: str) -> http.client.HTTPSConnection:
         if self._context is None:

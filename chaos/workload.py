@@ -84,27 +84,55 @@ class Rows(Writer):
         self._connection = None
 
 
-class Editing(Writer):
-    """An editor of the site, logged in until something fails; names carry the drill's mark."""
+class Login(BaseModel):
+    """An editor of the site, logged in until something fails. One for all that write so.
 
+    WordPress keeps an account's sessions in one value: of two logins at once, one is forgotten.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
     url: str
     user: str
     password: str
-    mark: str
     _visitor: WordPress | None = PrivateAttr(default=None)
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     @property
     def visitor(self) -> WordPress:
         """Logged in; raises as a login does."""
-        if self._visitor is None:
-            visitor = WordPress(self.url)
-            visitor.log_in(self.user, self.password)
-            self._visitor = visitor
-        return self._visitor
+        with self._lock:
+            if self._visitor is None:
+                visitor = WordPress(self.url)
+                visitor.log_in(self.user, self.password)
+                self._visitor = visitor
+            return self._visitor
+
+    def forget(self) -> None:
+        """The next one logs in again."""
+        with self._lock:
+            self._visitor = None
+
+
+class Editing(Writer):
+    """What an editor does; names carry the drill's mark."""
+
+    mark: str
+    _login: Login | None = PrivateAttr(default=None)
+
+    def by(self, login: Login) -> None:
+        """Who does it."""
+        self._login = login
+
+    @property
+    def visitor(self) -> WordPress:
+        """Whoever is logged in."""
+        assert self._login is not None
+        return self._login.visitor
 
     def leave(self) -> None:
-        """The next one logs in again."""
-        self._visitor = None
+        """What failed may have been the session's fault."""
+        if self._login is not None:
+            self._login.forget()
 
 
 class Posts(Editing):
@@ -135,9 +163,10 @@ AnyWriter = Annotated[Rows | Posts | Uploads, Field(discriminator="kind")]
 
 
 class Plan(BaseModel):
-    """All writers."""
+    """All writers, and who edits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    editor: Login
     writers: Annotated[tuple[AnyWriter, ...], Field(min_length=1)]
 
 
@@ -168,7 +197,6 @@ def write_all(writer: AnyWriter, record: Callable[[Write], None], stop: threadin
     while not stop.wait(max(0.0, due_s - time.monotonic())):
         record(write_one(writer, due_s))
         due_s += writer.interval_s
-    writer.leave()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,6 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the drill's: it ends this process in its order
     plan = Plan.model_validate_json(listen(sys.stdin, stop))
+    for writer in plan.writers:
+        if isinstance(writer, Editing):
+            writer.by(plan.editor)
     ledger = Recorder.into(file)
     threads = [
         threading.Thread(target=write_all, args=(w, lambda event: ledger.record(event, durable=True), stop))
