@@ -13,6 +13,7 @@ import os
 import ssl
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,9 @@ from .frames import CHUNK, DATA, END, HEAD, RESET, pack, passed_on, unpack
 
 VERSION = "cloudflared emulated by the haproof lab"
 UNAUTHORIZED = 4401
-ORIGIN_TIMEOUT_S = 90
+# cloudflared's own: connectTimeout; after that the edge's patience counts. A request waits for no other.
+CONNECT_TIMEOUT_S, ORIGIN_TIMEOUT_S = 30, 90
+REQUESTS_MAX = 1000
 RETRY_S, RETRY_MAX_S = 0.5, 8.0
 
 
@@ -41,8 +44,10 @@ def trusted() -> ssl.SSLContext:
 def ask(head: dict[str, Any], body: bytes, answer: Answer) -> None:
     """Ask the origin, in a thread of its own, and pass its answer on by `answer(kind, data)`."""
     service = urlsplit(head["service"])
-    connection = http.client.HTTPConnection(service.hostname, service.port or 80, timeout=ORIGIN_TIMEOUT_S)
+    connection = http.client.HTTPConnection(service.hostname, service.port or 80, timeout=CONNECT_TIMEOUT_S)
     try:
+        connection.connect()
+        connection.sock.settimeout(ORIGIN_TIMEOUT_S)
         connection.putrequest(head["method"], head["path"], skip_host=True, skip_accept_encoding=True)
         for name, value in head["headers"]:
             connection.putheader(name, value)
@@ -66,6 +71,7 @@ async def serve(socket: Any) -> None:
     """Answer what comes through one connection, many requests at a time, until it ends."""
     loop = asyncio.get_running_loop()
     requests: dict[int, tuple[dict[str, Any], bytearray]] = {}
+    pool = ThreadPoolExecutor(REQUESTS_MAX)
 
     def answering(stream: int) -> Answer:
         def answer(kind: int, data: bytes) -> None:
@@ -73,15 +79,18 @@ async def serve(socket: Any) -> None:
 
         return answer
 
-    async for message in socket:
-        stream, kind, data = unpack(message)
-        if kind == HEAD:
-            requests[stream] = (json.loads(data), bytearray())
-        elif kind == DATA and stream in requests:
-            requests[stream][1].extend(data)
-        elif kind == END and stream in requests:
-            head, body = requests.pop(stream)
-            loop.run_in_executor(None, ask, head, bytes(body), answering(stream))
+    try:
+        async for message in socket:
+            stream, kind, data = unpack(message)
+            if kind == HEAD:
+                requests[stream] = (json.loads(data), bytearray())
+            elif kind == DATA and stream in requests:
+                requests[stream][1].extend(data)
+            elif kind == END and stream in requests:
+                head, body = requests.pop(stream)
+                loop.run_in_executor(pool, ask, head, bytes(body), answering(stream))
+    finally:
+        pool.shutdown(wait=False)
 
 
 async def run(token: str, edge: str) -> int:
