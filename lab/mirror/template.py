@@ -26,6 +26,7 @@ PACKAGES = (
     "kmod",
     "less",
     "netbase",
+    "nftables",
     "openssh-server",
     "openssl",
     "procps",
