@@ -30,6 +30,7 @@ pytest_plugins = [
     "steps.site",
     "steps.limits",
     "steps.edge",
+    "steps.drills",
     "steps.vip",
 ]
 # What keeps a run from having a target at all; each message says what to do.
@@ -64,7 +65,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What disrupts comes last, so that everything else judges the target as it was found."""
-    items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("drill", "disruptive")])
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from chaos.fault import NoSuchFault
 from chaos.healer import watched_over
 from chaos.history import History, HistoryError
 from chaos.journal import HealFailed, Journal
-from chaos.judgement import Judgement, LayerJudgement, judge
-from chaos.outage import Outage
+from chaos.judgement import judge
+from chaos.report import tell, write
 from chaos.target import NoSuchTarget
 from environments.load import EnvironmentInvalid
 from provisioning.session import ProviderError, Session, open_session
@@ -74,7 +74,9 @@ def run(
         again = f"python -m chaos run {name} --env {shlex.quote(env)} --chaos {chaos} --seed {chosen}"
         with session.state.locked(f"the drill {name}"), watched_over(env):
             said = Run(session, DRILLS[name], chosen, folder, again, _say).run()
+        write(folder)
         tell(History.read(folder), said, Console())
+        sys.stdout.write(f"everything that was recorded is in {folder}\n")
     except NotExercised as error:
         sys.stderr.write(f"not exercised: {error}\n")
         raise typer.Exit(EXIT[Verdict.NOT_EXERCISED]) from error
@@ -119,55 +121,6 @@ def judge_folder(folder: Annotated[Path, typer.Argument(help="where a drill wrot
     said = judge(history)
     tell(history, said, Console())
     raise typer.Exit(EXIT[said.finding.verdict])
-
-
-def tell(history: History, said: Judgement, console: Console) -> None:
-    """A judgement as tables: what was done, what each layer lost, what became of writes, the verdict."""
-    origin_s = history.header.at_s
-    header = history.header
-    console.print(f"{header.drill} on {header.environment}, seed {header.seed}, {header.began:%Y-%m-%d %H:%M} UTC")
-    for strike in said.strikes:
-        healed = "never healed" if strike.healed_s is None else f"healed at {strike.healed_s - origin_s:.1f} s"
-        console.print(f"{strike.name} of {', '.join(strike.targets)} at {strike.inject_s - origin_s:.1f} s, {healed}")
-    layers = Table("layer", "outages", "owed to", "back after", "allowed", "verdict")
-    for layer in said.layers:
-        layers.add_row(*_row(layer, origin_s, history.ended_s))
-    console.print(layers)
-    if said.writes:
-        writes = Table("writes", "tried", "acknowledged", "lost", "twice", "corrupted")
-        for account in said.writes:
-            broken = (account.lost, account.duplicated, account.corrupted)
-            writes.add_row(
-                account.sort, str(account.tried), str(account.acknowledged), *(str(len(names)) for names in broken)
-            )
-        console.print(writes)
-    for name, seconds in (("detected", said.detected_s), ("redundant again", said.redundant_s)):
-        if seconds is not None:
-            console.print(f"{name} after {seconds:.1f} s")
-    reason = f": {said.finding.reason}" if said.finding.reason else ""
-    console.print(f"{said.finding.verdict}{reason}", style="bold", highlight=False)
-    console.print(f"to repeat it: {header.command}", highlight=False)
-
-
-def _row(layer: LayerJudgement, origin_s: float, until_s: float) -> tuple[str, ...]:
-    allowed = f"{layer.allowed.seconds:.1f} s" if layer.allowed else "-"
-    owed = sorted({name for names in layer.owed_to for name in names} - {layer.layer})
-    return (
-        layer.layer,
-        "\n".join(_told(outage, origin_s, until_s) for outage in layer.outages) or "none",
-        ", ".join(owed) or "-",
-        f"{layer.restored_s:.1f} s",
-        allowed,
-        str(layer.finding.verdict),
-    )
-
-
-def _told(outage: Outage, origin_s: float, until_s: float) -> str:
-    share = "all" if outage.total else f"{outage.failed} of {outage.asked}"
-    end = "" if outage.ended_s is not None else ", not over"
-    return (
-        f"{outage.length_s(until_s):.2f} s ± {outage.error_s:.2f} s at {outage.began_s - origin_s:.1f} s: {share}{end}"
-    )
 
 
 if __name__ == "__main__":

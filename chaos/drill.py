@@ -145,6 +145,7 @@ class Run:
                 seed=self.seed,
                 command=self.command,
                 at_s=self._began_s,
+                loss_window_s=self.drill.loss_window_s,
                 intervals_s={question.layer: question.interval_s for question in asked.questions}
                 | {f"write/{writer.kind}": writer.interval_s for writer in written.writers},
             )

@@ -25,6 +25,8 @@ VISITORS = ("vip", "public")
 DATA = ("sql", "write/row")
 # A SQL node that starts joins its cluster first; a database that starts reads what it wrote since its last checkpoint.
 JOIN_S, RECOVERY_S = 30.0, 60.0
+# NDB's manual, TimeBetweenGlobalCheckpoints: what is younger is in no data node's log yet.
+CHECKPOINT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,17 @@ Budgets = Callable[[Moment], Mapping[str, Budget]]
 
 @dataclass(frozen=True)
 class Drill:
-    """Blows, and what each layer may lose by them. `turns` repeats it on other machines, whole in between."""
+    """Blows, and what each layer may lose by them. `turns` repeats it on other machines, whole in between.
+
+    `loss_window_s`: what was acknowledged so shortly before a blow may be lost, where all that hold it go at once.
+    """
 
     name: str
     does: str
     blows: tuple[Blow, ...]
     budgets: Budgets
     turns: int = 1
+    loss_window_s: float = 0.0
 
     @property
     def hold_s(self) -> float:
@@ -208,7 +214,7 @@ DRILLS: Mapping[str, Drill] = {
         ),
         Drill(
             "management-power",
-            "the management node loses its power",
+            "the management node loses its power while it is in use",
             (Blow("power cut", "management node", 20),),
             _nothing(*DATA, *VISITORS),
         ),
@@ -217,10 +223,11 @@ DRILLS: Mapping[str, Drill] = {
             "the management node and then a data node lose their power",
             (Blow("power cut", "management node", 40), Blow("power cut", "data node", 25, after_s=15)),
             _each((*DATA,), _back(recovery_of_the_database=RECOVERY_S, joining=JOIN_S)),
+            loss_window_s=CHECKPOINT_S,
         ),
         Drill(
             "sql-power",
-            "the SQL node loses its power",
+            "the SQL node loses its power while it is in use",
             (Blow("power cut", "SQL node", 15),),
             lambda moment: dict.fromkeys((*DATA, "write/post"), _back(joining=JOIN_S)(moment)),
         ),
@@ -276,12 +283,14 @@ DRILLS: Mapping[str, Drill] = {
             lambda moment: dict.fromkeys(
                 (*DATA, "write/post"), _back(recovery_of_the_database=RECOVERY_S, joining=JOIN_S)(moment)
             ),
+            loss_window_s=CHECKPOINT_S,
         ),
         Drill(
             "everything-off",
             "everything loses its power at once",
             (Blow("power cut", "everything", 10),),
             lambda moment: dict.fromkeys((*VISITORS, *DATA), _everything_back(moment)),
+            loss_window_s=CHECKPOINT_S,
         ),
     )
 }

@@ -38,6 +38,7 @@ class Header(Event):
     command: str
     began: datetime = Field(default_factory=lambda: datetime.now(UTC))
     at_s: float
+    loss_window_s: Annotated[float, Field(ge=0, description="acknowledged so shortly before, it may be lost")] = 0.0
     intervals_s: Annotated[Mapping[str, float], Field(description="between two questions or writes, by layer")]
 
 

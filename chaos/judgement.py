@@ -58,6 +58,8 @@ class Judgement:
     writes: tuple[Account, ...]
     detected_s: float | None
     redundant_s: float | None
+    loss_window_s: float
+    course: tuple[Finding, ...]
     finding: Finding
 
 
@@ -70,10 +72,24 @@ def judge(history: History) -> Judgement:
         _layer(layer, history, found, unjudged, allowed.get(layer), struck)
         for layer in sorted({*found, *unjudged, *allowed})
     )
-    written = tuple(accounts(history.of(Write), history.of(Found)))
-    findings = [*_of_drill(history, struck), *(layer.finding for layer in layers), *map(of_writes, written)]
+    window_s = history.header.loss_window_s
+    moments = [strike.inject_s for strike in struck]
+
+    def unsaved(write: Write) -> bool:
+        return window_s > 0 and any(at_s - window_s <= write.ended_s for at_s in moments)
+
+    written = tuple(accounts(history.of(Write), history.of(Found), unsaved))
+    course = tuple(_of_drill(history, struck))
+    findings = [*course, *(layer.finding for layer in layers), *(account.finding for account in written)]
     return Judgement(
-        struck, layers, written, _detected_s(history, struck), _redundant_s(history, struck), weightiest(findings)
+        struck,
+        layers,
+        written,
+        _detected_s(history, struck),
+        _redundant_s(history, struck),
+        window_s,
+        course,
+        weightiest(findings) if findings else Finding(Verdict.UNKNOWN, "nothing was tested"),
     )
 
 
@@ -98,22 +114,6 @@ def _advanced(strike: Strike, fault: Fault) -> Strike:
             return replace(strike, heal_s=fault.at_s)
         case _:
             return replace(strike, healed_s=fault.at_s)
-
-
-def of_writes(account: Account) -> Finding:
-    """Refuted by the first promise that was broken; not judged where none was given."""
-    for names, told in (
-        (account.lost, "acknowledged and lost"),
-        (account.corrupted, "found with another content"),
-        (account.duplicated, "made twice"),
-    ):
-        if names:
-            return Finding(
-                Verdict.REFUTED, f"{len(names)} of {account.tried} writes ({account.sort}) {told}: {names[0]}"
-            )
-    if not account.acknowledged:
-        return Finding(Verdict.UNKNOWN, f"no write ({account.sort}) was acknowledged, so none could be lost")
-    return Finding(Verdict.PROVEN)
 
 
 def owed_to(layer: str, outage: Outage, found: Mapping[str, Sequence[Outage]], until_s: float) -> tuple[str, ...]:

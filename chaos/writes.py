@@ -1,10 +1,11 @@
 """Acknowledged writes against what was found at the end: lost, duplicated and corrupted ones. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from chaos.history import Found, Write
+from steps.verdict import Finding, Verdict
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,30 @@ class Account:
     tried: int
     acknowledged: int
     lost: tuple[str, ...]
+    unsaved: tuple[str, ...]
     duplicated: tuple[str, ...]
     corrupted: tuple[str, ...]
     surprising: tuple[str, ...]
 
     @property
-    def kept(self) -> bool:
-        """Whether every promise that was given to a writer was kept. A write found without one breaks none."""
-        return not (self.lost or self.duplicated or self.corrupted)
+    def finding(self) -> Finding:
+        """Refuted by the first promise to a writer that was broken; not judged where none was given."""
+        for names, told in (
+            (self.lost, "acknowledged and lost"),
+            (self.corrupted, "found with another content"),
+            (self.duplicated, "made twice"),
+        ):
+            if names:
+                return Finding(Verdict.REFUTED, f"{len(names)} of {self.tried} writes ({self.sort}) {told}: {names[0]}")
+        if not self.acknowledged:
+            return Finding(Verdict.UNKNOWN, f"no write ({self.sort}) was acknowledged, so none could be lost")
+        return Finding(Verdict.PROVEN)
 
 
-def accounts(writes: Iterable[Write], found: Iterable[Found]) -> list[Account]:
-    """The account of every sort that was written or found.
+def accounts(
+    writes: Iterable[Write], found: Iterable[Found], unsaved: Callable[[Write], bool] = lambda _: False
+) -> list[Account]:
+    """The account of every sort that was written or found; `unsaved` are writes that the target may lose by design.
 
     Writers never use a name twice, not even when they try again: what is there twice was made twice.
     """
@@ -36,10 +49,10 @@ def accounts(writes: Iterable[Write], found: Iterable[Found]) -> list[Account]:
     there: dict[str, list[Found]] = {}
     for item in found:
         there.setdefault(item.sort, []).append(item)
-    return [_account(sort, written.get(sort, {}), there.get(sort, [])) for sort in sorted({*written, *there})]
+    return [_account(sort, written.get(sort, {}), there.get(sort, []), unsaved) for sort in sorted({*written, *there})]
 
 
-def _account(sort: str, written: dict[str, Write], there: list[Found]) -> Account:
+def _account(sort: str, written: dict[str, Write], there: list[Found], unsaved: Callable[[Write], bool]) -> Account:
     times = Counter(item.name for item in there)
     digests = {(item.name, item.digest) for item in there}
     promised = {name: write for name, write in written.items() if write.acknowledged}
@@ -47,7 +60,8 @@ def _account(sort: str, written: dict[str, Write], there: list[Found]) -> Accoun
         sort,
         tried=len(written),
         acknowledged=len(promised),
-        lost=tuple(name for name in promised if not times[name]),
+        lost=tuple(name for name, write in promised.items() if not times[name] and not unsaved(write)),
+        unsaved=tuple(name for name, write in promised.items() if not times[name] and unsaved(write)),
         duplicated=tuple(name for name in written if times[name] > 1),
         corrupted=tuple(name for name, write in written.items() if times[name] and (name, write.digest) not in digests),
         surprising=tuple(sorted(name for name in times if name not in promised)),

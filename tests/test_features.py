@@ -15,6 +15,7 @@ import pytest
 from pytest_bdd.steps import StepFunctionContext, step_function_context_registry
 
 from chaos import timers
+from chaos.drills import DRILLS
 from environments.load import find, load
 from environments.model import AddressRange
 from provisioning.hypervisor import Vm
@@ -64,7 +65,7 @@ def test_every_scenario_is_evidence_for_a_promise(scenario: Any) -> None:
 @each_scenario()
 def test_every_scenario_has_one_layer_and_one_manner(scenario: Any) -> None:
     assert len(tags_of(scenario) & LAYERS) == 1
-    assert len(tags_of(scenario) & {"acceptance", "disruptive"}) == 1
+    assert len(tags_of(scenario) & {"acceptance", "disruptive", "drill"}) == 1
 
 
 @each_scenario()
@@ -313,10 +314,24 @@ def collected(*words: str) -> list[str]:
 
 
 def test_plain_pytest_certifies_and_disrupts_last() -> None:
-    names, disruptive = collected(), collected("-m", "disruptive")
+    names, disruptive, breaking = collected(), collected("-m", "disruptive"), collected("-m", "drill")
     assert len(names) == len(SCENARIOS)
     assert disruptive
-    assert set(names[-len(disruptive) :]) == set(disruptive)
+    assert breaking
+    assert set(names[-len(breaking) :]) == set(breaking)
+    assert set(names[-len(breaking) - len(disruptive) : -len(breaking)]) == set(disruptive)
+
+
+def test_drills_are_picked_by_a_seed() -> None:
+    picked = [collected("-m", "drill", "--drills", "3", "--seed", seed) for seed in ("1", "1", "2")]
+    assert [len(names) for names in picked] == [3, 3, 3]
+    assert picked[0] == picked[1]
+    assert picked[0] != picked[2]
+
+
+def test_every_drill_is_a_scenarios() -> None:
+    told = {step.name for scenario in SCENARIOS for step in scenario.steps}
+    assert [drill.name for drill in DRILLS.values() if drill.does not in told] == []
 
 
 @pytest.mark.parametrize("words", [[], ["--plan"]])

@@ -1,0 +1,197 @@
+"""What a drill showed, for people and for programs: tables in a terminal, `verdict.json`, a picture of the time."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.patches import Patch
+from rich.console import Console
+from rich.table import Table
+
+from chaos.history import History, Probe, Write
+from chaos.judgement import PATIENCE_S, Judgement, LayerJudgement, judge
+from chaos.outage import Outage
+from steps.verdict import Verdict
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+VERDICT, PICTURE = "verdict.json", "timeline.svg"
+COLOURS: Mapping[str, str] = {
+    "up": "#8fc7a0",
+    "all": "#c0392b",
+    "some": "#e59866",
+    "held": "#f4d03f",
+    "fault": "#34495e",
+}
+
+
+def write(folder: Path) -> Judgement:
+    """Judge the history in a folder, and put verdict and picture beside it; raises HistoryError."""
+    history = History.read(folder)
+    said = judge(history)
+    (folder / VERDICT).write_text(json.dumps(as_data(history, said), indent=2) + "\n")
+    picture(history, said, folder / PICTURE)
+    return said
+
+
+def as_data(history: History, said: Judgement) -> dict[str, Any]:
+    """The judgement for programs: seconds since the drill began. Pure."""
+    header, until_s = history.header, history.ended_s
+    return {
+        "drill": header.drill,
+        "environment": header.environment,
+        "seed": header.seed,
+        "command": header.command,
+        "began": header.began.isoformat(),
+        "verdict": said.finding.verdict,
+        "reason": said.finding.reason,
+        "detected_s": said.detected_s,
+        "redundant_s": said.redundant_s,
+        "faults": [
+            {
+                "fault": strike.name,
+                "targets": strike.targets,
+                "injected_s": strike.inject_s - header.at_s,
+                "healed_s": None if strike.healed_s is None else strike.healed_s - header.at_s,
+            }
+            for strike in said.strikes
+        ],
+        "layers": {
+            layer.layer: {
+                "verdict": layer.finding.verdict,
+                "reason": layer.finding.reason,
+                "restored_s": layer.restored_s,
+                "allowed_s": layer.allowed.seconds if layer.allowed else None,
+                "formula": layer.allowed.formula if layer.allowed else None,
+                "outages": [
+                    {
+                        "began_s": outage.began_s - header.at_s,
+                        "length_s": outage.length_s(until_s),
+                        "error_s": outage.error_s,
+                        "over": outage.ended_s is not None,
+                        "total": outage.total,
+                        "asked": outage.asked,
+                        "failed": outage.failed,
+                        "owed_to": owed,
+                        "errors": dict(outage.errors),
+                    }
+                    for outage, owed in zip(layer.outages, layer.owed_to, strict=True)
+                ],
+            }
+            for layer in said.layers
+        },
+        "writes": {
+            account.sort: {
+                "tried": account.tried,
+                "acknowledged": account.acknowledged,
+                "lost": account.lost,
+                "unsaved": account.unsaved,
+                "duplicated": account.duplicated,
+                "corrupted": account.corrupted,
+            }
+            for account in said.writes
+        },
+    }
+
+
+def picture(history: History, said: Judgement, file: Path) -> None:
+    """The drill's time from left to right: when something was broken, when each layer answered, and how fast."""
+    origin_s, until_s = history.header.at_s, history.ended_s
+    layers = said.layers
+    latencies = {name: found for name in ("vip", "write/row") if (found := _latencies(history, name))}
+    figure, (bars, below) = plt.subplots(
+        2, 1, sharex=True, figsize=(11, 2.6 + 0.3 * len(layers)), height_ratios=(max(2, len(layers)), 4)
+    )
+    for row, layer in enumerate(reversed(layers)):
+        bars.broken_barh([(0, until_s - origin_s)], (row - 0.35, 0.7), color=COLOURS["up"])
+        for outage in layer.outages:
+            span = (outage.began_s - origin_s, max(outage.length_s(until_s), 0.15))
+            bars.broken_barh([span], (row - 0.35, 0.7), color=COLOURS[_kind(outage, until_s)])
+    bars.set_yticks(range(len(layers)), [layer.layer for layer in reversed(layers)])
+    for axes in (bars, below):
+        for strike in said.strikes:
+            end_s = strike.healed_s if strike.healed_s is not None else until_s
+            axes.axvspan(strike.inject_s - origin_s, end_s - origin_s, color=COLOURS["fault"], alpha=0.15, lw=0)
+    for name, (when_s, latency_s) in latencies.items():
+        below.plot([at_s - origin_s for at_s in when_s], latency_s, ".", markersize=2, label=name)
+    below.set(xlabel="seconds", ylabel="answered after, s", yscale="log", xlim=(0, until_s - origin_s))
+    if latencies:
+        below.legend(loc="upper right", markerscale=4)
+    struck = "; ".join(f"{strike.name} of {', '.join(strike.targets)}" for strike in said.strikes) or "nothing broken"
+    bars.set_title(f"{history.header.drill}: {struck} (grey) - {said.finding.verdict}", loc="left")
+    keys = {"up": "answered", "held": f"held back under {PATIENCE_S:g} s", "some": "failed some", "all": "failed all"}
+    figure.legend([Patch(color=COLOURS[key]) for key in keys], list(keys.values()), loc="lower center", ncols=4)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _kind(outage: Outage, until_s: float) -> str:
+    if not outage.failed and outage.length_s(until_s) < PATIENCE_S:
+        return "held"
+    return "all" if outage.total else "some"
+
+
+def _latencies(history: History, layer: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    events = [*history.of(Probe), *(write.as_probe for write in history.of(Write))]
+    found = [
+        (event.intended_s, event.ended_s - event.intended_s) for event in events if event.layer == layer and event.ok
+    ]
+    return ([at_s for at_s, _ in found], [latency_s for _, latency_s in found]) if found else None
+
+
+def tell(history: History, said: Judgement, console: Console) -> None:
+    """A judgement as tables: what was done, what each layer lost, what became of writes, the verdict."""
+    origin_s = history.header.at_s
+    header = history.header
+    console.print(f"{header.drill} on {header.environment}, seed {header.seed}, {header.began:%Y-%m-%d %H:%M} UTC")
+    for strike in said.strikes:
+        healed = "never healed" if strike.healed_s is None else f"healed at {strike.healed_s - origin_s:.1f} s"
+        console.print(f"{strike.name} of {', '.join(strike.targets)} at {strike.inject_s - origin_s:.1f} s, {healed}")
+    layers = Table("layer", "outages", "owed to", "back after", "allowed", "verdict")
+    for layer in said.layers:
+        layers.add_row(*_row(layer, origin_s, history.ended_s))
+    console.print(layers)
+    if said.writes:
+        writes = Table("writes", "tried", "acknowledged", "lost", "unsaved", "twice", "corrupted")
+        for account in said.writes:
+            broken = (account.lost, account.unsaved, account.duplicated, account.corrupted)
+            writes.add_row(
+                account.sort, str(account.tried), str(account.acknowledged), *(str(len(names)) for names in broken)
+            )
+        console.print(writes)
+    for name, seconds in (("detected", said.detected_s), ("redundant again", said.redundant_s)):
+        if seconds is not None:
+            console.print(f"{name} after {seconds:.1f} s")
+    reason = f": {said.finding.reason}" if said.finding.reason else ""
+    console.print(f"{said.finding.verdict}{reason}", style="bold", highlight=False)
+    console.print(f"to repeat it: {header.command}", highlight=False)
+
+
+def _row(layer: LayerJudgement, origin_s: float, until_s: float) -> tuple[str, ...]:
+    allowed = f"{layer.allowed.seconds:.1f} s" if layer.allowed else "-"
+    owed = sorted({name for names in layer.owed_to for name in names} - {layer.layer})
+    shown = [outage for outage in layer.outages if _kind(outage, until_s) != "held"]
+    told = [_told(outage, origin_s, until_s) for outage in shown[:SHOWN]]
+    if len(shown) > SHOWN:
+        told.append(f"and {len(shown) - SHOWN} more")
+    if held := len(layer.outages) - len(shown):
+        told.append(f"{held} held back < {PATIENCE_S:g} s")
+    verdict = str(layer.finding.verdict) if layer.allowed or layer.finding.verdict is not Verdict.PROVEN else "-"
+    return (
+        layer.layer, "\n".join(told) or "none", ", ".join(owed) or "-", f"{layer.restored_s:.1f} s", allowed, verdict
+    )  # fmt: skip
+
+
+SHOWN = 5
+
+
+def _told(outage: Outage, origin_s: float, until_s: float) -> str:
+    share = "all" if outage.total else f"{outage.failed} of {outage.asked}"
+    end = "" if outage.ended_s is not None else ", not over"
+    return (
+        f"{outage.length_s(until_s):.2f} s ± {outage.error_s:.2f} s at {outage.began_s - origin_s:.1f} s: {share}{end}"
+    )

@@ -1,0 +1,238 @@
+"""Drills: the target is broken on purpose while visitors and editors are at work, and what that cost is judged.
+
+They run only where the environment permits chaos and its name is repeated on the command line (`--chaos NAME`).
+"""
+
+import random
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pytest_bdd import given, then, when
+
+from chaos.drill import Run
+from chaos.drills import DATA, DRILLS, VISITORS, WRITES, Drill
+from chaos.healer import watched_over
+from chaos.judgement import Judgement
+from chaos.report import write
+from provisioning.session import Session
+from steps.verdict import Finding, NotExercised, Verdict
+
+FILES = ("nfs", "nfs/read", "nfs/write")
+API = ("api/read", "api/write")
+
+
+class Unjudged(Exception):
+    """A drill said nothing of what is asked: why."""
+
+
+@dataclass(frozen=True)
+class Drills:
+    """Runs drills against the target; each leaves its evidence in a folder of its own."""
+
+    target: Session
+    seed: int
+    say: Callable[[str], None]
+
+    def run(self, drill: Drill) -> Judgement:
+        """What the drill showed; raises NotExercised and what `chaos.drill.Run` raises."""
+        environment = self.target.environment
+        folder = Path("out") / environment.name / f"{secrets.token_hex(4)}-{drill.name}"
+        again = f"python -m chaos run {drill.name} --chaos {environment.name} --seed {self.seed}"
+        said = Run(self.target, drill, self.seed, folder, again, self.say).run()
+        write(folder)
+        return said
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What may be broken, and how much of it."""
+    group = parser.getgroup("haproof", "target")
+    group.addoption("--chaos", default="", metavar="NAME", help="the environment's name: yes, break that one in drills")
+    group.addoption("--drills", type=int, metavar="N", help="run N of the drills, picked at random (default: all)")
+    group.addoption("--seed", type=int, metavar="N", help="what is picked at random, drills and whom they strike")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settle the seed, so that a run can be repeated."""
+    if config.option.seed is None:
+        config.option.seed = secrets.randbelow(10**6)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """The seed, and how to use it."""
+    return f"drills: --seed {config.option.seed}" if config.option.chaos else "drills: none without --chaos NAME"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep as many drills as are wanted; drills come last of all."""
+    drills = [item for item in items if item.get_closest_marker("drill")]
+    wanted = config.option.drills
+    if wanted is not None and wanted < len(drills):
+        kept = random.Random(config.option.seed).sample(drills, wanted)
+        left = [item for item in drills if item not in kept]
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+
+
+@given("visitors and editors at work", target_fixture="drills")
+def at_work(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[Drills]:
+    """The drill itself sends them, and begins when everybody is at work."""
+    named = pytestconfig.option.chaos
+    if not named:
+        raise NotExercised("drills break the target; permit it with --chaos and the environment's name")
+    target: Session = request.getfixturevalue("target")
+    environment = target.environment
+    if named != environment.name:
+        raise NotExercised(f"--chaos says “{named}”, and the environment is {environment.name}")
+    if not environment.chaos.allowed:
+        raise NotExercised(f"chaos.allowed is false in the environment {environment.name}")
+    terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    with watched_over(pytestconfig.option.env):
+        yield Drills(target, pytestconfig.option.seed, lambda line: terminal.write_line(f"  {line}"))
+
+
+def _defined(drill: Drill) -> None:
+    """The step that runs a drill, as if it were written out in this module."""
+
+    @when(drill.does, target_fixture="judgement", stacklevel=2)
+    def run(drills: Drills) -> Judgement:
+        """A drill of that name, whole: from a steady target to a whole one."""
+        return drills.run(drill)
+
+
+for _drill in DRILLS.values():
+    _defined(_drill)
+
+
+def require(finding: Finding) -> None:
+    """Proven is silent; refuted is an assertion's, and anything else is no verdict."""
+    if finding.verdict is Verdict.REFUTED:
+        raise AssertionError(finding.reason)
+    if finding.verdict is not Verdict.PROVEN:
+        raise Unjudged(finding.reason)
+
+
+def within(judgement: Judgement, layers: tuple[str, ...], *, at_all: bool = True) -> None:
+    """Each of the layers that the drill has a budget for was judged and kept to it; not `at_all`: it was never away."""
+    found = [layer for layer in judgement.layers if layer.layer in layers and layer.allowed]
+    if not found:
+        raise Unjudged(f"the drill has no budget for any of {', '.join(layers)}")
+    for layer in found:
+        assert layer.allowed is not None
+        if not at_all and layer.allowed.seconds:
+            raise Unjudged(f"{layer.layer} may be away in this drill: {layer.allowed.formula}")
+        require(layer.finding)
+
+
+@then("visitors are served again within the time that the target's timers allow")
+def visitors_within(judgement: Judgement) -> None:
+    """Inside and outside."""
+    within(judgement, VISITORS)
+
+
+@then("visitors notice nothing")
+def visitors_throughout(judgement: Judgement) -> None:
+    """Inside and outside."""
+    within(judgement, VISITORS, at_all=False)
+
+
+@then("the virtual address is there throughout")
+def address_throughout(judgement: Judgement) -> None:
+    """Inside only."""
+    within(judgement, ("vip",), at_all=False)
+
+
+@then("the public host is there again within the time that the target's timers allow")
+def public_within(judgement: Judgement) -> None:
+    """Outside only."""
+    within(judgement, ("public",))
+
+
+@then("the data are there again within the time that the target's timers allow")
+def data_within(judgement: Judgement) -> None:
+    """To be read and to be written."""
+    within(judgement, (*DATA, "write/post"))
+
+
+@then("the data are there throughout")
+def data_throughout(judgement: Judgement) -> None:
+    """To be read and to be written."""
+    within(judgement, DATA, at_all=False)
+
+
+@then("the data are away until it is back")
+@then("the data are away until both are back")
+def data_away(judgement: Judgement) -> None:
+    """The limit, as it truly behaves: away all the time, and back on time."""
+    within(judgement, DATA)
+    away(judgement, ("write/row",))
+
+
+@then("the files are there again within the time that the target's timers allow")
+def files_within(judgement: Judgement) -> None:
+    """To be read and to be written, by replicas and by editors."""
+    within(judgement, (*FILES, "write/upload"))
+
+
+@then("the Kubernetes API is away until the master is back")
+def api_away(judgement: Judgement) -> None:
+    """The limit, as it truly behaves: away all the time, and back on time."""
+    within(judgement, API)
+    away(judgement, ("api/write",))
+
+
+def away(judgement: Judgement, layers: tuple[str, ...]) -> None:
+    """Each of the layers failed everybody when the last fault was healed: had it come back before, it were no limit."""
+    healed_s = max(strike.heal_s for strike in judgement.strikes if strike.heal_s is not None)
+    for layer in judgement.layers:
+        if layer.layer in layers:
+            lasting = [o for o in layer.outages if o.total and o.began_s < healed_s and not _over(o.ended_s, healed_s)]
+            assert lasting, f"expected {layer.layer} to be away until the heal, and it was back before"
+
+
+def _over(ended_s: float | None, at_s: float) -> bool:
+    return ended_s is not None and ended_s < at_s
+
+
+@then("no acknowledged write is lost, doubled or changed")
+def writes_kept(judgement: Judgement) -> None:
+    """Rows, posts and files: each sort was written, and what was acknowledged is there once, as it was written."""
+    kept(judgement, WRITES)
+
+
+@then("no acknowledged row is lost, doubled or changed")
+def rows_kept(judgement: Judgement) -> None:
+    """Where editors could not work."""
+    kept(judgement, ("write/row",))
+
+
+@then("nothing is lost but what the database's last checkpoint did not hold yet")
+def checkpoint_kept(judgement: Judgement) -> None:
+    """Where all that hold the data go at once, what is younger than that is gone: the limit, as it truly behaves."""
+    if not judgement.loss_window_s:
+        raise Unjudged("nothing may be lost in this drill")
+    kept(judgement, ("write/row",), judgement.loss_window_s)
+
+
+def kept(judgement: Judgement, layers: tuple[str, ...], window_s: float = 0.0) -> None:
+    """What the ledger says of each sort."""
+    if judgement.loss_window_s != window_s:
+        raise Unjudged(f"what is younger than {judgement.loss_window_s:g} s may be lost in this drill")
+    sorts = {account.sort: account for account in judgement.writes}
+    for layer in layers:
+        sort = layer.removeprefix("write/")
+        if sort not in sorts:
+            raise Unjudged(f"no write ({sort}) was tried")
+        require(sorts[sort].finding)
+
+
+@then("the target is whole again by itself")
+def whole_again(judgement: Judgement) -> None:
+    """Nothing but the fault was taken back; the drill came to its end, and what was broken was broken and healed."""
+    for finding in judgement.course:
+        require(finding)
+    if judgement.redundant_s is None:
+        raise Unjudged("the drill did not come to a whole target")
