@@ -49,7 +49,7 @@ class Live:
         return Facts(
             environment.machines,
             environment.kubernetes.control_plane_endpoint,
-            announcer=self._announcer(),
+            announcer=next(iter(self._announcers()), None),
             arbitrator=members[int(arbitrator[0][0]) - 1].name if arbitrator and int(arbitrator[0][0]) else None,
             etcd_leader=self._etcd_leader(),
             replicas=Counter(pod.spec.node_name for pod in pods.items if pod.spec.node_name),
@@ -80,7 +80,8 @@ class Live:
 
     def owners(self) -> Mapping[str, str]:
         """Who has which part, for the record; slower to ask than `states`."""
-        return self._asked({"announcer": lambda: self._announcer() or "nobody", "etcd leader": self._etcd_leader})
+        announcing = {"announcer": lambda: " and ".join(self._announcers()) or "nobody"}
+        return self._asked({**announcing, "etcd leader": self._etcd_leader})
 
     def _asked(self, parts: Mapping[str, Callable[[], str]]) -> Mapping[str, str]:
         with ThreadPoolExecutor(len(parts)) as pool:
@@ -110,7 +111,7 @@ class Live:
         reply = requests.get(f"http://{self.session.environment.wordpress.vip}/", timeout=VISIT_TIMEOUT_S)
         return WHOLE if reply.ok else f"HTTP {reply.status_code}"
 
-    def _announcer(self) -> str | None:
+    def _announcers(self) -> list[str]:
         environment, hypervisor = self.session.environment, self.session.hypervisor
         owners = {
             card.mac: machine.name
@@ -118,7 +119,7 @@ class Live:
             for card in cards(hypervisor.config(machine.vmid)).values()
         }
         answering = who_has(environment.wordpress.vip, self.session.shell, environment.cluster_machines)
-        return next((owners[mac] for mac in sorted(answering) if mac in owners), None)
+        return sorted(owners[mac] for mac in answering if mac in owners)
 
     def _etcd_leader(self) -> str:
         """By the member of the API's own machine."""

@@ -1,4 +1,4 @@
-"""Schedules: several faults one over another, picked by a seed; a failing one is made as short as it still fails. Pure."""
+"""Schedules: faults one over another, picked by a seed; a failing one is made as short as it still fails. Pure."""
 
 import random
 from collections.abc import Callable, Sequence
