@@ -11,7 +11,7 @@ PACKAGES := ca-certificates debootstrap dpkg-dev e2fsprogs gcc gpg gpg-agent gpg
 	binutils bison cmake g++ liblz4-dev libncurses-dev libssl-dev libtirpc-dev libzstd-dev ninja-build pkg-config \
 	rpcsvc-proto zlib1g-dev
 
-.PHONY: help certify test faults unit check bench setup lock clean
+.PHONY: help certify test drills ruler faults unit check bench setup lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -20,7 +20,13 @@ certify: setup ## build the lab's target where it is not built, then judge every
 
 test: setup check ## unit tests, then the lab built from nothing and every feature run
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests features -m "not faults"
+	$(RUN)/pytest tests features -m "not faults and (short or not drill)" --chaos lab --drills 5
+
+drills: setup ## every drill of the lab's target: broken while it is in use, judged; needs about 45 minutes
+	$(RUN)/pytest features -m drill --chaos lab
+
+ruler: setup ## outages of known length, measured as drills measure them; half an hour
+	$(SUDO) unshare --net $(RUN)/python -m tests.ruler
 
 faults: setup ## the bring-up cut off at every action, by Ctrl-C and by kill -9; long
 	$(RUN)/python -m lab down --delete

@@ -3,6 +3,8 @@
 import random
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos.drill import Refused, Run
-from chaos.drills import DRILLS
+from chaos.drills import DRILLS, Blow, Drill
+from chaos.facts import SILENT, Live
 from chaos.fault import NoSuchFault
 from chaos.healer import watched_over
 from chaos.history import History, HistoryError
 from chaos.journal import HealFailed, Journal
-from chaos.judgement import judge
+from chaos.judgement import Judgement, judge
 from chaos.report import tell, write
+from chaos.schedule import as_drill, schedule, shrunk
 from chaos.target import NoSuchTarget
 from environments.load import EnvironmentInvalid
 from provisioning.session import ProviderError, Session, open_session
@@ -50,44 +54,92 @@ def list_drills() -> None:
     Console().print(table)
 
 
+Name = Annotated[str, typer.Argument(help="as `list` shows it")]
+Chaos = Annotated[str, typer.Option(help="the environment's name once more: yes, that one is to be broken")]
+Env = Annotated[str, typer.Option(help="name or file of the environment")]
+Seed = Annotated[int | None, typer.Option(help="what is picked at random; another one each time if absent")]
+Out = Annotated[Path, typer.Option(help="folder for what is recorded, a new one below it each time")]
+
+
 @app.command()
-def run(
-    name: Annotated[str, typer.Argument(help="as `list` shows it")],
-    chaos: Annotated[str, typer.Option(help="the environment's name once more: yes, that one is to be broken")],
-    env: Annotated[str, typer.Option(help="name or file of the environment")] = "lab",
-    seed: Annotated[
-        int | None, typer.Option(help="whom to strike among equals; another one each time if absent")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="folder for what is recorded, a new one below it each time")] = Path("out"),
-) -> None:
+def run(name: Name, chaos: Chaos, env: Env = "lab", seed: Seed = None, out: Out = Path("out")) -> None:
     """Run a drill and judge it. Ctrl-C heals and judges what was seen until then."""
-    session = _session(env)
-    try:
+    with _permitted(env, chaos, f"the drill {name}") as session:
         if name not in DRILLS:
             raise Refused(f"there is no drill “{name}”; there are {', '.join(DRILLS)}")
-        if not session.environment.chaos.allowed:
-            raise Refused(f"chaos.allowed is false in the environment {session.environment.name}")
-        if chaos != session.environment.name:
-            raise Refused(f"--chaos says “{chaos}”, and the environment is {session.environment.name}")
-        chosen = random.SystemRandom().randrange(10**6) if seed is None else seed
-        folder = out / session.environment.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
+        chosen = _chosen(seed)
         again = f"python -m chaos run {name} --env {shlex.quote(env)} --chaos {chaos} --seed {chosen}"
-        with session.state.locked(f"the drill {name}"), watched_over(env):
-            said = Run(session, DRILLS[name], chosen, folder, again, _say).run()
-        write(folder)
-        tell(History.read(folder), said, Console())
-        sys.stdout.write(f"everything that was recorded is in {folder}\n")
-    except NotExercised as error:
-        sys.stderr.write(f"not exercised: {error}\n")
-        raise typer.Exit(EXIT[Verdict.NOT_EXERCISED]) from error
-    except (Refused, NoSuchFault, NoSuchTarget, HealFailed, HistoryError, Busy) as error:
-        sys.stderr.write(f"{error}\n")
-        raise typer.Exit(CANNOT_READ) from error
+        said = _run(session, DRILLS[name], chosen, again, out)
     raise typer.Exit(EXIT[said.finding.verdict])
 
 
 @app.command()
-def heal(env: Annotated[str, typer.Option(help="name or file of the environment")] = "lab") -> None:
+def storm(
+    chaos: Chaos,
+    env: Env = "lab",
+    seed: Seed = None,
+    drills: Annotated[int, typer.Option(min=1, help="how many faults")] = 4,
+    duration: Annotated[float, typer.Option(min=10, help="seconds that they are spread over")] = 90,
+    shrink: Annotated[bool, typer.Option(help="make a schedule that is refuted as short as it still is")] = False,
+    out: Out = Path("out"),
+) -> None:
+    """Break several things one over another, picked by a seed; healed, all is to be back and nothing lost."""
+    with _permitted(env, chaos, "a schedule of faults") as session:
+        chosen = _chosen(seed)
+        again = (
+            f"python -m chaos storm --env {shlex.quote(env)} --chaos {chaos} --seed {chosen} "
+            f"--drills {drills} --duration {duration:g}"
+        )
+        facts = Live(session, session.cluster).facts()
+        down_max = session.environment.chaos.machines_down_max
+        planned = schedule(facts, chosen, drills, duration, down_max)
+        _say(planned.does)
+        said = _run(session, planned, chosen, again, out)
+        if shrink and said.finding.verdict is Verdict.REFUTED:
+
+            def fails(blows: Sequence[Blow]) -> bool:
+                part = as_drill(blows, chosen)
+                _say(f"trying: {part.does}")
+                return _run(session, part, chosen, again, out).finding.verdict is Verdict.REFUTED
+
+            _say(f"the shortest that is refuted: {as_drill(shrunk(planned.blows, fails), chosen).does}")
+    raise typer.Exit(EXIT[said.finding.verdict])
+
+
+def _chosen(seed: int | None) -> int:
+    return random.SystemRandom().randrange(10**6) if seed is None else seed
+
+
+@contextmanager
+def _permitted(env: str, chaos: str, doing: str) -> Iterator[Session]:
+    """A target that may be broken, held and watched over; refusals are one message and an exit code."""
+    session = _session(env)
+    try:
+        if not session.environment.chaos.allowed:
+            raise Refused(f"chaos.allowed is false in the environment {session.environment.name}")
+        if chaos != session.environment.name:
+            raise Refused(f"--chaos says “{chaos}”, and the environment is {session.environment.name}")
+        with session.state.locked(doing), watched_over(env):
+            yield session
+    except NotExercised as error:
+        sys.stderr.write(f"not exercised: {error}\n")
+        raise typer.Exit(EXIT[Verdict.NOT_EXERCISED]) from error
+    except (Refused, NoSuchFault, NoSuchTarget, HealFailed, HistoryError, Busy, *SILENT) as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(CANNOT_READ) from error
+
+
+def _run(session: Session, drill: Drill, seed: int, again: str, out: Path) -> Judgement:
+    folder = out / session.environment.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{drill.name}"
+    Run(session, drill, seed, folder, again, _say).run()
+    said = write(folder)
+    tell(History.read(folder), said, Console())
+    sys.stdout.write(f"everything that was recorded is in {folder}\n")
+    return said
+
+
+@app.command()
+def heal(env: Env = "lab") -> None:
     """Take back what a drill broke and did not live to heal; nothing is no error."""
     session = _session(env)
     try:

@@ -5,6 +5,7 @@ They run only where the environment permits chaos and its name is repeated on th
 
 import random
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from pytest_bdd import given, then, when
 from chaos.drill import Run
 from chaos.drills import DATA, DRILLS, VISITORS, WRITES, Drill
 from chaos.healer import watched_over
+from chaos.journal import HealFailed, Journal
 from chaos.judgement import Judgement
 from chaos.report import write
-from provisioning.session import Session
+from environments.load import EnvironmentInvalid
+from provisioning.hypervisor import HypervisorError
+from provisioning.session import ProviderError, Session, open_session
 from steps.verdict import Finding, NotExercised, Verdict
 
 FILES = ("nfs", "nfs/read", "nfs/write")
@@ -50,8 +54,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What may be broken, and how much of it."""
     group = parser.getgroup("haproof", "target")
     group.addoption("--chaos", default="", metavar="NAME", help="the environment's name: yes, break that one in drills")
+    group.addoption("--heal", action="store_true", help="take back what a drill left broken, and end")
     group.addoption("--drills", type=int, metavar="N", help="run N of the drills, picked at random (default: all)")
     group.addoption("--seed", type=int, metavar="N", help="what is picked at random, drills and whom they strike")
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """With --heal, heal in place of a run: 0 when nothing is left broken, 2 when that cannot be said."""
+    if not config.option.heal:
+        return None
+    try:
+        session = open_session(config.option.env)
+        healed = Journal(session.state.broken).heal(session)
+    except (EnvironmentInvalid, HealFailed, HypervisorError, ProviderError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write("".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n")
+    return 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
