@@ -64,7 +64,7 @@ class Certificate:
                 terminalreporter.write(f"{promise.id:<4}")
                 terminalreporter.write(f"{finding.verdict:<14}", **{COLOURS[finding.verdict]: True})
                 terminalreporter.write_line(promise.text)
-                if finding.reason and (finding.reason == promise.reason or not found):
+                if finding.reason and (finding.reason in (promise.reason, promise.limit) or not found):
                     terminalreporter.write_line(f"{'':<18}{finding.reason}")
                 for name, one in found.items():
                     reason = f": {one.reason}" if one.reason else ""

@@ -11,7 +11,10 @@ from pytest_bdd.parser import ScenarioTemplate
 
 
 class Promise(BaseModel):
-    """One promise; `built` says whether its scenarios suffice to prove it, `reason` why they do not."""
+    """One promise; `built` says whether its scenarios suffice to judge it, `reason` why they do not.
+
+    `limit` is what the topology cannot keep of it: then the scenarios show the limit, and refute the promise.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
@@ -19,6 +22,7 @@ class Promise(BaseModel):
     layer: str
     built: bool
     reason: str = ""
+    limit: str = ""
 
     @model_validator(mode="after")
     def _has_its_reason(self) -> "Promise":

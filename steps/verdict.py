@@ -54,7 +54,8 @@ def weightiest(findings: Iterable[Finding]) -> Finding:
 def of_promise(promise: Promise, found: Mapping[str, Finding]) -> Finding:
     """What the findings of a promise's scenarios, by name, say of it.
 
-    Proven takes that the promise is built, and that every one of its scenarios was run and held.
+    Proven takes that the promise is built, and that every one of its scenarios was run and held. What they hold may be
+    the promise's limit: then they refute it.
     """
     for verdict in (Verdict.REFUTED, Verdict.UNKNOWN):
         if names := [name for name, finding in found.items() if finding.verdict is verdict]:
@@ -64,4 +65,4 @@ def of_promise(promise: Promise, found: Mapping[str, Finding]) -> Finding:
     missing = [name for name, finding in found.items() if finding.verdict is not Verdict.PROVEN]
     if missing or not found:
         return Finding(Verdict.NOT_EXERCISED, "; ".join(missing) or "no scenario is evidence for it")
-    return Finding(Verdict.PROVEN)
+    return Finding(Verdict.REFUTED, promise.limit) if promise.limit else Finding(Verdict.PROVEN)

@@ -86,6 +86,12 @@ def test_a_promise_without_scenario_is_not_built() -> None:
     assert [promise.id for promise in PROMISES if promise.built and not tagged[promise.id]] == []
 
 
+def test_a_promise_whose_limit_is_shown_is_refuted_by_it() -> None:
+    promise = Promise(id="P1", text="", layer="", built=True, limit="two are no majority without each other")
+    assert of_promise(promise, {"a": Finding(Verdict.PROVEN)}) == Finding(Verdict.REFUTED, promise.limit)
+    assert of_promise(promise, {"a": NOT_SELECTED}).verdict is Verdict.NOT_EXERCISED
+
+
 def test_a_promise_that_is_not_built_says_why() -> None:
     with pytest.raises(ValueError, match="P1: expected a reason"):
         Promise(id="P1", text="", layer="", built=False)
