@@ -28,9 +28,9 @@ drills: setup ## every drill of the lab's target: broken while it is in use, jud
 ruler: setup ## outages of known length, measured as drills measure them; half an hour
 	$(SUDO) unshare --net $(RUN)/python -m tests.ruler
 
-faults: setup ## the bring-up cut off at every action, by Ctrl-C and by kill -9; long
+faults: setup ## bring-ups cut off at every action and drills killed at any moment; about an hour
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests/test_interruptions.py
+	$(RUN)/pytest tests/test_interruptions.py tests/test_wounds.py
 
 unit: setup ## tests that need neither root nor a target
 	$(RUN)/pytest tests -m "not lab"
