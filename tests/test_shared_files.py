@@ -242,3 +242,16 @@ def test_a_hard_mount_waits_for_its_server_and_a_soft_one_gives_up(share: Share)
     assert share.run("print(open('waited').read())", on=1) == "written"
     share.run("os.remove('waited')")
     shell.check(machine, f"umount {soft} {late} && rmdir {soft} {late}")
+
+
+def test_a_mount_outlives_the_service_that_made_it(share: Share) -> None:
+    """kubelet mounts the volumes of Pods, and is restarted; a kernel's client would not notice."""
+    machine, place = share.machines[0], f"{share.place}-of-a-service"
+    command = f"mkdir -p {place} && mount -t nfs -o nfsvers=3,hard {share.source} {place}"
+    unit = "systemd-run --quiet --unit=haproof-mounter --property=Type=oneshot --property=RemainAfterExit=yes"
+    share.session.shell.check(machine, f"{unit} sh -c '{command}'", timeout_s=120)
+    try:
+        share.session.shell.check(machine, "systemctl stop haproof-mounter", timeout_s=60)
+        assert share.session.shell.check(machine, f"ls -d {place}/wp-includes", timeout_s=60)
+    finally:
+        share.session.shell.check(machine, f"umount {place}; rmdir {place}", timeout_s=60)

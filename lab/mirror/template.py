@@ -60,7 +60,12 @@ FILES = {
     "etc/dpkg/dpkg.cfg.d/90haproof": "".join(f"{option}\n" for option in DPKG_OPTIONS),
     "etc/systemd/journald.conf.d/90haproof.conf": "[Journal]\nSystemMaxUse=64M\n",
     "etc/ssh/sshd_config.d/90haproof.conf": "UseDNS no\n",
-    "usr/sbin/mount.nfs": '#!/bin/sh\nPYTHONPATH=/usr/lib/haproof exec python3 -m nfs "$@"\n',
+    # In a scope of its own: as the kernel's client, it outlives the service that mounts, as kubelet.
+    "usr/sbin/mount.nfs": (
+        "#!/bin/sh\nexport PYTHONPATH=/usr/lib/haproof\n"
+        "test -d /run/systemd/system && scope='systemd-run --quiet --scope --collect'\n"
+        'exec $scope python3 -m nfs "$@"\n'
+    ),
     "etc/fstab": "# The root file system is mounted by the hypervisor.\n",
     "etc/systemd/system/shared-mounts.service": (
         "[Unit]\n"
