@@ -245,7 +245,7 @@ def test_a_hard_mount_waits_for_its_server_and_a_soft_one_gives_up(share: Share)
 
 
 def test_a_mount_outlives_the_service_that_made_it(share: Share) -> None:
-    """kubelet mounts the volumes of Pods, and is restarted; a kernel's client would not notice."""
+    """It is kubelet that mounts the volumes of Pods, and that is restarted: a kernel's client would not notice."""
     machine, place = share.machines[0], f"{share.place}-of-a-service"
     command = f"mkdir -p {place} && mount -t nfs -o nfsvers=3,hard {share.source} {place}"
     unit = "systemd-run --quiet --unit=haproof-mounter --property=Type=oneshot --property=RemainAfterExit=yes"
