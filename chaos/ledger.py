@@ -54,7 +54,7 @@ def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
     """Uploads with the mark, as they lie on the file server; raises ActionFailed."""
     told = shell.check(
         environment.with_role(Role.NFS)[0],
-        f"find {_uploads(environment)} -name {shlex.quote(mark + '*.png')} -exec sha256sum {{}} +",
+        _find(environment, f"{mark}*.png", "-exec sha256sum {} +"),
     )
     found = re.findall(rf"^([0-9a-f]{{64}})  .*/{re.escape(mark)}([0-9a-f]+)\.png$", told, re.MULTILINE)
     return [Found(sort="upload", name=name, digest=digest) for digest, name in found]
@@ -84,8 +84,10 @@ def _forget(database: Database, environment: Environment, shell: Shell, mark: st
         "WHERE r.term_taxonomy_id = t.term_taxonomy_id)"
     )
     server = environment.with_role(Role.NFS)[0]
-    shell.check(server, f"find {_uploads(environment)} -name {shlex.quote(mark + '*')} -delete")
+    shell.check(server, _find(environment, f"{mark}*", "-delete"))
 
 
-def _uploads(environment: Environment) -> str:
-    return shlex.quote(f"{environment.nfs.export}/wp-content/uploads")
+def _find(environment: Environment, names: str, then: str) -> str:
+    """What to do with uploads of these names; the folder comes with the first upload."""
+    folder = shlex.quote(f"{environment.nfs.export}/wp-content/uploads")
+    return f"test ! -d {folder} || find {folder} -name {shlex.quote(names)} {then}"
