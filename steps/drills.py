@@ -84,9 +84,9 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"drills: --seed {config.option.seed}" if config.option.chaos else "drills: none without --chaos NAME"
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep as many drills as are wanted; drills come last of all."""
+    """Of the drills that markers and names left, keep as many as are wanted."""
     drills = [item for item in items if item.get_closest_marker("drill")]
     wanted = config.option.drills
     if wanted is not None and wanted < len(drills):
