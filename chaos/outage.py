@@ -79,7 +79,7 @@ def ruler_of(layer: str, probes: Sequence[Probe], steady: tuple[float, float], i
 
 
 def outages(layer: str, probes: Iterable[Probe], ruler: Ruler, until_s: float) -> list[Outage]:
-    """Every outage of a layer in order, total and partial; `until_s` is when the last probe was to be answered.
+    """Every outage of a layer in order, total and partial; `until_s` is when the last question was asked.
 
     A total outage is never joined to another, unless it is shorter than `ROW` intervals and others failed next to it.
     """
@@ -172,5 +172,5 @@ def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str
         except NothingMeasured as error:
             unjudged[layer] = str(error)
             continue
-        found[layer] = outages(layer, asked, ruler, max(probe.ended_s for probe in asked))
+        found[layer] = outages(layer, asked, ruler, max(probe.intended_s for probe in asked))
     return found, unjudged

@@ -116,7 +116,7 @@ def picture(history: History, said: Judgement, file: Path) -> None:
             end_s = strike.healed_s if strike.healed_s is not None else until_s
             axes.axvspan(strike.inject_s - origin_s, end_s - origin_s, color=COLOURS["fault"], alpha=0.15, lw=0)
     for name, (when_s, latency_s) in latencies.items():
-        below.plot([at_s - origin_s for at_s in when_s], latency_s, ".", markersize=2, label=name)
+        below.plot([at_s - origin_s for at_s in when_s], latency_s, ".", markersize=2, label=name, rasterized=True)
     below.set(xlabel="seconds", ylabel="answered after, s", yscale="log", xlim=(0, until_s - origin_s))
     if latencies:
         below.legend(loc="upper right", markerscale=4)
