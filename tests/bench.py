@@ -90,6 +90,7 @@ def lines(with_cold: bool) -> list[tuple[str, Callable[[], float], str, str]]:
         ("memory in use, whole target", memory_gib, "GiB", "≤ 6 GiB"),
         ("front page at the VIP, one client, p50", lambda: measured("front_page_ms"), "ms", "≤ 100 ms"),
         ("front pages a second at the VIP", lambda: measured("front_pages_per_s"), "/s", "≥ 25 /s"),
+        ("prober, 20 questions a second to each of ten layers", lambda: measured("prober_percent"), "%", "≤ 10 %"),
         ("second build, nothing to change", lambda: timed([PYTHON, "-m", "provisioning"]), "s", "≤ 20 s"),
         ("target up → acceptance judged again", lambda: timed([*judge, "acceptance"]), "s", "≤ 90 s"),
         ("  of the foundation alone", lambda: timed([*judge, f"acceptance and {FOUNDATION}"]), "s", "≤ 60 s"),

@@ -4,14 +4,21 @@ A process of its own for each, as a runner that has entered the lab's network do
 """
 
 import argparse
+import os
 import statistics
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import requests
 
+from chaos import probe
+from chaos.layers import PATH
+from chaos.lifeline import helper
 from provisioning.machines import (
     Machines,
     MachinesCloned,
@@ -96,8 +103,28 @@ def cold_start_s(session: Session) -> float:
     return time.monotonic() - started_s
 
 
+def prober_percent(session: Session) -> float:
+    """Of one core, what the probing process takes at 20 questions a second to each of ten layers: pages at the VIP."""
+    host = str(session.environment.wordpress.vip)
+    layers = tuple(probe.Page(layer=f"page{n}", host=host, port=80, path=PATH, interval_s=0.05) for n in range(10))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "probes.jsonl"
+        with helper("chaos.probe", probe.Plan(questions=layers), file) as process:
+            poll("answers", lambda: file.exists() and file.stat().st_size > 0, timeout_s=30, interval_s=0.1)
+            before_s, began_s = _cpu_s(process.pid), time.monotonic()
+            threading.Event().wait(BUSY_S)
+            return 100 * (_cpu_s(process.pid) - before_s) / (time.monotonic() - began_s)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process and its threads (proc(5): utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 MEASURES: dict[str, Callable[[Session], float]] = {
-    measure.__name__: measure for measure in (clone_and_enter_s, front_page_ms, front_pages_per_s, cold_start_s)
+    measure.__name__: measure
+    for measure in (clone_and_enter_s, front_page_ms, front_pages_per_s, cold_start_s, prober_percent)
 }
 
 
