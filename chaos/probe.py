@@ -72,11 +72,18 @@ class Page(AtPort):
         """Any answer but 200 is a failure of its own. The rest of the answer is read as well."""
         # Spoken by hand: http.client takes three times the processor for it, which the target may need.
         ask = f"GET {self.path} HTTP/1.0\r\nHost: {self.name or self.host}\r\nUser-Agent: haproof\r\n\r\n"
-        with socket.create_connection((self.host, self.port), self.timeout_s) as connection:
-            connection.sendall(ask.encode())
-            told = connection.recv(CHUNK)
-            while part := connection.recv(CHUNK):
-                told += part
+        try:
+            connection = socket.create_connection((self.host, self.port), self.timeout_s)
+        except TimeoutError as error:
+            raise TimeoutError("no connection") from error
+        with connection:
+            try:
+                connection.sendall(ask.encode())
+                told = connection.recv(CHUNK)
+                while part := connection.recv(CHUNK):
+                    told += part
+            except TimeoutError as error:
+                raise TimeoutError("connected, and no answer") from error
         status = told[:CHUNK].split(maxsplit=2)[1:2]
         if status != [b"200"]:
             raise OSError(f"HTTP {status[0].decode(errors='replace')}" if status else "closed without an answer")
