@@ -17,6 +17,7 @@ from chaos.drill import Refused, Run
 from chaos.drills import DRILLS, Blow, Drill
 from chaos.facts import SILENT, Live
 from chaos.fault import NoSuchFault
+from chaos.glance import shown
 from chaos.healer import watched_over
 from chaos.history import History, HistoryError
 from chaos.journal import HealFailed, Journal
@@ -131,7 +132,9 @@ def _permitted(env: str, chaos: str, doing: str) -> Iterator[Session]:
 
 def _run(session: Session, drill: Drill, seed: int, again: str, out: Path) -> Judgement:
     folder = out / session.environment.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{drill.name}"
-    Run(session, drill, seed, folder, again, _say).run()
+    console = Console(stderr=True)
+    with shown(console, folder):
+        Run(session, drill, seed, folder, again, lambda line: console.print(line, highlight=False)).run()
     said = write(folder)
     tell(History.read(folder), said, Console())
     sys.stdout.write(f"everything that was recorded is in {folder}\n")
