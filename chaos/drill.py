@@ -209,6 +209,7 @@ class Run:
                     raise NotExercised(f"{one.kind.name} of {machine.name}: {told}")
 
     def _allow(self, recorder: Recorder, moment: Moment) -> None:
+        recorder.record(Seen(subject="timers", state=str(moment.live), at_s=time.monotonic()))
         promised = self.session.environment.chaos.promises_s.get(self.drill.name, {})
         budgets = {
             layer: (b.total_s, str(b) or "nothing is allowed") for layer, b in self.drill.budgets(moment).items()

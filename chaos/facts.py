@@ -4,14 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import requests
 from kubernetes.client.exceptions import ApiException
 
 from chaos.target import Facts
-from chaos.timers import Timers, grace_s
+from chaos.timers import Timers, dns_ttl_s, duration_s, grace_s, tolerated_s
 from environments.model import Role
+from provisioning.account import Account
 from provisioning.action import ActionFailed
 from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster, unready_nodes
 from provisioning.hypervisor import HypervisorError, owned
@@ -27,6 +28,15 @@ from steps.verdict import NotExercised
 
 VISIT_TIMEOUT_S = 10
 WHOLE = "whole"
+NDB_TIMERS = (
+    "SELECT DISTINCT param_name, config_value FROM ndbinfo.config_params JOIN ndbinfo.config_values"
+    " ON config_param = param_number WHERE param_name IN ('HeartbeatIntervalDbDb', 'ArbitrationTimeout')"
+)
+# The kernel's server tells it, NFS-Ganesha has it in its configuration; seconds.
+NFS_GRACE = (
+    "cat /proc/fs/nfsd/nfsv4gracetime 2>/dev/null ||"
+    r" sed -n 's/^ *Grace_Period *= *\([0-9]*\) *;.*/\1/p' /etc/ganesha/ganesha.conf"
+)
 # What a part of the target cannot be asked by, when it is being broken.
 SILENT = (ActionFailed, ApiException, DeadlineExceeded, HypervisorError, NotExercised, OSError, *UNAVAILABLE)
 
@@ -56,16 +66,40 @@ class Live:
         )
 
     def timers(self) -> Timers:
-        """The timers that the target runs with; raises ApiException."""
-        environment = self.session.environment
+        """The timers that the target runs with; raises ActionFailed and ApiException.
+
+        Each is asked of the part that goes by it. What cannot be asked has the default of its part.
+        """
+        environment, core = self.session.environment, self.cluster.core
         first = environment.with_role(Role.CONTROL_PLANE)[0]
-        manager = self.cluster.core.read_namespaced_pod(
+        manager = core.read_namespaced_pod(
             f"kube-controller-manager-{first.name}", "kube-system", _request_timeout=REQUEST_TIMEOUT_S
         )
-        return Timers(
+        names = core.read_namespaced_config_map("coredns", "kube-system", _request_timeout=REQUEST_TIMEOUT_S)
+        replicas = core.list_namespaced_pod(
+            NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
+        ).items
+        set_ms = {row[0]: int(row[1]) for row in self.session.database.query(NDB_TIMERS)}
+        (files,) = environment.with_role(Role.NFS)
+        grace = self.session.shell.run(files, NFS_GRACE, timeout_s=VISIT_TIMEOUT_S).stdout.strip()
+        return replace(
+            Timers(),
             node_grace_s=grace_s(list(manager.spec.containers[0].command or [])),
-            ndb_heartbeat_s=environment.ndb.heartbeat_interval_ms / 1000,
+            toleration_s=tolerated_s(replicas[0].spec.tolerations or []) if replicas else Timers.toleration_s,
+            ndb_heartbeat_s=set_ms["HeartbeatIntervalDbDb"] / 1000,
+            arbitration_s=set_ms["ArbitrationTimeout"] / 1000,
+            nfs_grace_s=float(grace) if grace.isdigit() else Timers.nfs_grace_s,
+            dns_ttl_s=dns_ttl_s(names.data["Corefile"]),
+            access_session_s=self._access_session_s(),
         )
+
+    def _access_session_s(self) -> float:
+        """How long a login of the administration lasts; nothing where no application guards it."""
+        environment = self.session.environment
+        for found in Account(environment).applications_over(environment.edge.public_host):
+            if found.session_duration:
+                return duration_s(found.session_duration)
+        return 0.0
 
     def states(self) -> Mapping[str, str]:
         """The target's parts by name, each with its state in a word or two: “whole”, or what it is instead."""

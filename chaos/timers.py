@@ -5,11 +5,19 @@ Defaults are those of Kubernetes 1.30, MetalLB 0.13 and NDB 8; what a target set
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 UNITS_S = MappingProxyType({"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
+
+
+class Toleration(Protocol):
+    """As Kubernetes' client has it."""
+
+    key: str | None
+    toleration_seconds: int | None
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,17 @@ class Timers:
     crash_backoff_s: float = 10.0
     # A file server's grace period: nobody's locks are given out before (kernel's default; NFS-Ganesha's own setting)
     nfs_grace_s: float = 90.0
+    # CoreDNS, ttl of its kubernetes plugin: a name in the cluster may be remembered as long
+    dns_ttl_s: float = 5.0
+    # Cloudflare Access, session_duration of the application: who logged in stays in as long
+    access_session_s: float = 86400.0
     # firmware, kernel, systemd, sshd
     boot_s: float = 60.0
     # MetalLB's documentation: a takeover that takes longer is a bug
     takeover_s: float = 10.0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.removesuffix('_s')} {value:g}" for name, value in asdict(self).items())
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,20 @@ def grace_s(command: list[str]) -> float:
         if word.startswith("--node-monitor-grace-period="):
             return duration_s(word.partition("=")[2])
     return Timers.node_grace_s
+
+
+def tolerated_s(tolerations: Sequence[Toleration]) -> float:
+    """How long a Pod stays on a node that does not answer; for ever where nothing bounds it. Pure."""
+    for one in tolerations:
+        if one.key == "node.kubernetes.io/unreachable":
+            return math.inf if one.toleration_seconds is None else float(one.toleration_seconds)
+    return Timers.toleration_s
+
+
+def dns_ttl_s(corefile: str) -> float:
+    """The time to live of names in the cluster, by CoreDNS's configuration. Pure."""
+    found = re.search(r"^\s*ttl\s+(\d+)\s*$", corefile, re.MULTILINE)
+    return float(found[1]) if found else Timers.dns_ttl_s
 
 
 def suspicion_s(timers: Timers, speakers: int) -> float:

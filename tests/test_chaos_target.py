@@ -1,19 +1,23 @@
 """Whom a fault strikes, and how long that may be felt."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes.client import V1Toleration
 
 from chaos.target import CANDIDATES, Facts, NoSuchTarget, select
 from chaos.timers import (
     Timers,
     address_takeover,
     data_node_silent,
+    dns_ttl_s,
     endpoints_dropped,
     replaced_elsewhere,
     suspicion_s,
+    tolerated_s,
 )
 from environments.load import find, load
 
@@ -95,3 +99,13 @@ def test_a_speaker_is_suspected_the_longer_the_more_there_are() -> None:
     assert suspicion_s(Timers(), 5) == 4.0
     assert suspicion_s(Timers(), 100) == 8.0
     assert address_takeover(Timers(), 5).total_s == pytest.approx(9.5)
+
+
+def test_timers_are_read_as_their_parts_write_them() -> None:
+    corefile = ".:53 {\n    kubernetes cluster.local {\n       ttl 30\n    }\n    cache 10\n}\n"
+    assert dns_ttl_s(corefile) == 30
+    assert dns_ttl_s(".:53 {\n    kubernetes cluster.local\n}\n") == Timers.dns_ttl_s
+    unreachable = V1Toleration(key="node.kubernetes.io/unreachable", effect="NoExecute", toleration_seconds=20)
+    assert tolerated_s([V1Toleration(key="other"), unreachable]) == 20
+    assert tolerated_s([V1Toleration(key="node.kubernetes.io/unreachable")]) == math.inf
+    assert tolerated_s([]) == Timers.toleration_s
