@@ -17,7 +17,7 @@ from provisioning.state import Busy
 
 pytest_plugins = [
     # What others import comes first: pytest rewrites the assertions of a module when it imports it itself.
-    "steps.certificate",
+    "certificate.plugin",
     "steps.machines",
     "steps.nodes",
     "steps.pods",

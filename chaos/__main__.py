@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from certificate.verdict import NotExercised, Verdict
 from chaos.drill import Refused, Run
 from chaos.drills import DRILLS, Blow, Drill
 from chaos.facts import SILENT, Live
@@ -28,7 +29,6 @@ from chaos.target import NoSuchTarget
 from environments.load import EnvironmentInvalid
 from provisioning.session import ProviderError, Session, open_session
 from provisioning.state import Busy
-from steps.verdict import NotExercised, Verdict
 
 # As of a shell's tools: 0 held, 1 did not, 2 could not be asked; what nobody can say is none of them.
 EXIT = {Verdict.PROVEN: 0, Verdict.REFUTED: 1, Verdict.UNKNOWN: 3, Verdict.NOT_EXERCISED: 3}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kubernetes.client.exceptions import ApiException
 
+from certificate.verdict import NotExercised
 from chaos.drills import Blow, Drill, Moment
 from chaos.facts import SILENT, WHOLE, Live
 from chaos.fault import FaultKind, Struck, kind_named
@@ -40,7 +41,6 @@ from provisioning.cluster import REQUEST_TIMEOUT_S
 from provisioning.machines import in_parallel
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
-from steps.verdict import NotExercised
 
 STEADY_S = 8.0
 AFTERWARDS_S = 3.0
@@ -135,7 +135,7 @@ class Run:
         self._permitted(plans)
         everyone = tuple({m: None for plan in plans for one in plan for m in one.machines})
         ledger = Ledger(self.session, f"{int(time.time()) % 10**8:08d}")
-        asked = questions(self.session, self._live.cluster, everyone)
+        asked = questions(self.session, self._live.cluster, facts, everyone)
         written = writers(self.session.environment, ledger)
         recorder = Recorder.into(self.folder / FILE)
         recorder.record(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import requests
 from kubernetes.client.exceptions import ApiException
 
+from certificate.verdict import NotExercised
 from chaos.target import Facts
 from chaos.timers import Timers, dns_ttl_s, duration_s, grace_s, tolerated_s
 from environments.model import Role
@@ -24,7 +25,6 @@ from steps.arp import who_has
 from steps.cluster import ETCDCTL
 from steps.machines import cards
 from steps.pods import execute
-from steps.verdict import NotExercised
 
 VISIT_TIMEOUT_S = 10
 WHOLE = "whole"

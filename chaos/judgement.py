@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from chaos.history import Aborted, Allowed, Fault, Found, History, Probe, Seen, Write
+from certificate.verdict import Finding, Verdict, weightiest
+from chaos.history import Aborted, Allowed, Fault, Found, History, Phase, Probe, Seen, Write
 from chaos.outage import Outage, of_history
 from chaos.writes import Account, accounts
-from steps.verdict import Finding, Verdict, weightiest
 
 # An answer that is held back for less fails nobody: it is latency, which load tests judge. (Nielsen: up to a second a
 # person's thoughts are not interrupted; twice that is given for machines that start next to the one that answers.)
@@ -78,7 +78,8 @@ def judge(history: History) -> Judgement:
     def unsaved(write: Write) -> bool:
         return window_s > 0 and any(at_s - window_s <= write.ended_s for at_s in moments)
 
-    written = tuple(accounts(history.of(Write), history.of(Found), unsaved))
+    looked_for = any(phase.name == "end" for phase in history.of(Phase))
+    written = tuple(accounts(history.of(Write), history.of(Found), unsaved, looked_for=looked_for))
     course = tuple(_of_drill(history, struck))
     findings = [*course, *(layer.finding for layer in layers), *(account.finding for account in written)]
     return Judgement(

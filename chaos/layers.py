@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chaos import probe
 from chaos.ledger import Ledger
+from chaos.target import Facts
 from chaos.workload import Login, Posts, Rows, Uploads
 from chaos.workload import Plan as Workload
 from environments.model import Environment, Machine, Role
@@ -77,20 +78,22 @@ check() {{
 )
 
 
-def questions(session: Session, cluster: Cluster, struck: Iterable[Machine]) -> probe.Plan:
+def questions(session: Session, cluster: Cluster, facts: Facts, struck: Iterable[Machine]) -> probe.Plan:
     """All layers; holds secrets. Raises ActionFailed and ApiException.
 
-    What is asked of files and names is asked on a worker that is not struck; where all are, nobody asks.
+    What is asked of files and names is asked on a worker that has the files and is not struck; where all are, nobody
+    asks.
     """
     environment, shell = session.environment, session.shell
-    spared = [worker for worker in environment.with_role(Role.WORKER) if worker not in struck]
+    serving = [worker for worker in environment.with_role(Role.WORKER) if (facts.replicas or {}).get(worker.name)]
+    spared = [worker for worker in serving if worker not in struck]
     return probe.Plan(
         questions=(
             *_visitors(environment),
             *_kubernetes(environment, cluster),
             *_database(environment),
             probe.Port(layer="nfs", host=_address(environment, Role.NFS), port=NFS_PORT),
-            *(replica(environment, shell, worker) for worker in environment.with_role(Role.WORKER)),
+            *(replica(environment, shell, worker) for worker in serving),
             *(_files_and_names(environment, shell, cluster, spared[0]) if spared else ()),
         )
     )

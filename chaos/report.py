@@ -10,10 +10,10 @@ from matplotlib.patches import Patch
 from rich.console import Console
 from rich.table import Table
 
+from certificate.verdict import Verdict
 from chaos.history import History, Probe, Write
 from chaos.judgement import PATIENCE_S, Judgement, LayerJudgement, judge
 from chaos.outage import Outage
-from steps.verdict import Verdict
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -139,17 +139,22 @@ def manifest_back(name: str) -> str:
 
 
 def bounded(directory: str) -> str:
-    """Complains where the directory's file system is not the machine's own to fill."""
+    """Complains where the directory's file system is not the machine's own to fill: an overlay, or a part of another.
+
+    A machine that is a container has folders of its host mounted into it: these do not begin at their disk's root.
+    """
     return (
-        f'test "$(stat -f -c %T {directory})" != overlayfs || '
-        f"echo 'the file system of {directory} is an overlay of its host, which would be filled as well'"
+        f'case "$(findmnt -n -r -o FSTYPE,FSROOT -T {directory} | tail -n 1)" in '
+        f'"") echo "it cannot be told which disk {directory} lies on" ;; '
+        f'overlay*|*" /"?*) echo "{directory} lies on a disk of its host, which would be filled as well" ;; esac'
     )
 
 
 def filled(directory: str) -> str:
     """Not a block is left, for root either."""
     return (
-        f"free=$(stat -f -c '%f * %S' {directory}); fallocate -l $((free)) {directory}/{FULL} 2>/dev/null || true; "
+        f"free=$(stat -f -c %f {directory}); size=$(stat -f -c %S {directory}); "
+        f"fallocate -l $((free * size)) {directory}/{FULL} 2>/dev/null || true; "
         f"dd if=/dev/zero of={directory}/{FULL} bs=1M oflag=append conv=notrunc status=none 2>/dev/null || true"
     )
 

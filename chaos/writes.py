@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from certificate.verdict import Finding, Verdict
 from chaos.history import Found, Write
-from steps.verdict import Finding, Verdict
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,13 @@ class Account:
     duplicated: tuple[str, ...]
     corrupted: tuple[str, ...]
     surprising: tuple[str, ...]
+    looked_for: bool = True
 
     @property
     def finding(self) -> Finding:
-        """Refuted by the first promise to a writer that was broken; not judged where none was given."""
+        """Refuted by the first promise to a writer that was broken; not judged where none was given or looked for."""
+        if not self.looked_for:
+            return Finding(Verdict.UNKNOWN, f"what was written ({self.sort}) was never looked for")
         for names, told in (
             (self.lost, "acknowledged and lost"),
             (self.corrupted, "found with another content"),
@@ -37,9 +40,15 @@ class Account:
 
 
 def accounts(
-    writes: Iterable[Write], found: Iterable[Found], unsaved: Callable[[Write], bool] = lambda _: False
+    writes: Iterable[Write],
+    found: Iterable[Found],
+    unsaved: Callable[[Write], bool] = lambda _: False,
+    *,
+    looked_for: bool = True,
 ) -> list[Account]:
     """The account of every sort that was written or found; `unsaved` are writes that the target may lose by design.
+
+    Not `looked_for`: a drill that ended before it read what there is says nothing of what there is not.
 
     Writers never use a name twice, not even when they try again: what is there twice was made twice.
     """
@@ -49,7 +58,9 @@ def accounts(
     there: dict[str, list[Found]] = {}
     for item in found:
         there.setdefault(item.sort, []).append(item)
-    return [_account(sort, written.get(sort, {}), there.get(sort, []), unsaved) for sort in sorted({*written, *there})]
+    sorts = sorted({*written, *there})
+    each = [_account(sort, written.get(sort, {}), there.get(sort, []), unsaved) for sort in sorts]
+    return each if looked_for else [replace(one, lost=(), unsaved=(), looked_for=False) for one in each]
 
 
 def _account(sort: str, written: dict[str, Write], there: list[Found], unsaved: Callable[[Write], bool]) -> Account:

@@ -287,6 +287,16 @@ class Environment(Section):
     chaos: Chaos = Chaos()
 
     @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """What is not what it stands for, a sentence each: every certificate says so."""
+        found = []
+        if self.hypervisor.provider:
+            found.append(f"The hypervisor is brought up by “{self.hypervisor.provider}” and stands in for Proxmox VE.")
+        if self.edge.api_url:
+            found.append("Cloudflare is emulated at edge.api_url: neither it nor cloudflared itself was exercised.")
+        return tuple(found)
+
+    @property
     def tag(self) -> str:
         """The tag that every machine of this environment carries on the hypervisor."""
         return f"haproof-{self.name}"

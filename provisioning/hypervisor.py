@@ -1,5 +1,6 @@
 """The Proxmox VE API as provisioning, steps and chaos use it: facts read, operations that await their task."""
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from environments.model import Environment
 from environments.model import Hypervisor as Description
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 
+LOG = logging.getLogger(__name__)
 API_TIMEOUT_S = 60  # proxmoxer's default of 5 s is too short for a busy host
 TASK_TIMEOUT_S = 600
 STOP_TIMEOUT_S = 180  # systemd gives a unit 90 s to stop, and Pods are units of the node
@@ -58,6 +60,8 @@ class Hypervisor:
 
     def _call(self, base: Any, method: str, path: str, parameters: dict[str, Any]) -> Any:
         where = self.description.api_url
+        if method != "get":
+            LOG.info("%s %s", method.upper(), path)
         try:
             return getattr(base(path), method)(**parameters)
         except requests.exceptions.SSLError as error:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,9 +231,23 @@ def unready_replicas(cluster: Cluster) -> list[str]:
     return lines
 
 
+def crowded(nodes: Mapping[str, str | None], workers: Collection[str]) -> dict[str, str]:
+    """Pods, with their nodes, that have to move so that no worker is without one while another has two. Pure.
+
+    Kubernetes spreads Pods when it places them, and leaves them where they are when a worker comes back.
+    """
+    held: dict[str, list[str]] = {worker: [] for worker in sorted(workers)}
+    for pod, node in sorted(nodes.items()):
+        if node in held:
+            held[node].append(pod)
+    empty = sum(not pods for pods in held.values())
+    spare = {pod: worker for worker, pods in held.items() for pod in pods[1:]}
+    return dict(list(spare.items())[:empty])
+
+
 @dataclass(frozen=True)
 class SiteRunning:
-    """Every replica is Ready."""
+    """Every replica is Ready, and they are spread over the workers."""
 
     cluster: Cluster
     reachable: Callable[[], bool]
@@ -241,23 +255,45 @@ class SiteRunning:
     name: str = "site running"
 
     def pending(self) -> Sequence[str]:
-        """What keeps replicas from being Ready."""
+        """What keeps replicas from being Ready, and those that share a worker while another has none."""
         if not self.reachable():
             return ["wait for every replica"]
         try:
-            return [f"wait: {line}" for line in unready_replicas(self.cluster)]
+            moved = [f"move Pod {pod} off {node}, which has another" for pod, node in self._crowded().items()]
+            return [*(f"wait: {line}" for line in unready_replicas(self.cluster)), *moved]
         except ApiException as error:
             if error.status != requests.codes.not_found:
                 raise
             return ["wait for every replica"]
 
+    def _crowded(self) -> dict[str, str]:
+        deployment = self.cluster.apps.read_namespaced_deployment(NAME, NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S)
+        pods = [pod for pod in pods_of(self.cluster, deployment) if pod.metadata.deletion_timestamp is None]
+        nodes = {pod.metadata.name: pod.spec.node_name for pod in pods}
+        workers = self.cluster.environment.with_role(Role.WORKER)
+        return crowded(nodes, {worker.name for worker in workers})
+
+    def _pods(self) -> set[str]:
+        pods = self.cluster.core.list_namespaced_pod(
+            NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
+        )
+        return {pod.metadata.name for pod in pods.items}
+
     def apply(self) -> None:
-        """Wait; raises ActionFailed with what the Pods' events say at the deadline."""
+        """Wait, then spread and wait again; raises ActionFailed with what the Pods' events say at the deadline."""
+        self._await_ready()
+        for pod in self._crowded():
+            self.cluster.core.delete_namespaced_pod(pod, NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S)
+            self._await_ready(without=pod)
+
+    def _await_ready(self, without: str = "") -> None:
         told: list[str] = []
 
         def ready() -> bool:
             try:
                 told[:] = unready_replicas(self.cluster)
+                if without in self._pods():
+                    raise NotYet(f"Pod {without} is still there")
             except UNAVAILABLE as error:
                 raise NotYet(f"the API does not answer: {error}") from error
             if final := next((line for line in told if NO_SUCH_IMAGE.search(line)), ""):

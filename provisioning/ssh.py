@@ -1,5 +1,6 @@
 """Commands on machines, by OpenSSH: host keys pinned at first contact, secrets by standard input only."""
 
+import logging
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from provisioning.action import ActionFailed
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.state import State
 
+LOG = logging.getLogger(__name__)
 TUNNEL_TIMEOUT_S = 15
 
 
@@ -88,6 +90,7 @@ class Shell:
             raise Unreachable(
                 f"the command did not end within {timeout_s:.0f} s", machine=machine.name, command=script
             ) from error
+        LOG.info("%s: %s (exit code %d)", machine.name, script, done.returncode)
         if done.returncode == 255:
             raise Unreachable(
                 f"{machine.name} ({address}) cannot be entered by SSH as {self.environment.ssh.user}",

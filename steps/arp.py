@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from certificate.verdict import NotExercised
 from environments.model import Machine
 from provisioning.ssh import Shell
-from steps.verdict import NotExercised
 
 ETHERTYPE_ARP = 0x0806
 REQUEST, REPLY = 1, 2

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from certificate.verdict import NotExercised
 from environments.model import Machine
 from provisioning.action import ActionFailed
 from provisioning.database import Database
@@ -16,7 +17,6 @@ from provisioning.ndb import DATA_DIRECTORY, Ndb
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 from provisioning.ssh import Shell
-from steps.verdict import NotExercised
 
 MANAGEMENT_PORT, DATA_PORT, SQL_PORT = 11186, 11861, 33306
 HOME = f"{DATA_DIRECTORY}/haproof-scratch"

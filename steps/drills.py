@@ -8,11 +8,14 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pytest_bdd import given, then, when
 
+from certificate.plugin import FOUND_BY
+from certificate.verdict import Finding, NotExercised, Verdict
 from chaos.drill import Run
 from chaos.drills import DATA, DRILLS, VISITORS, WRITES, Drill
 from chaos.healer import watched_over
@@ -22,7 +25,6 @@ from chaos.report import write
 from environments.load import EnvironmentInvalid
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import ProviderError, Session, open_session
-from steps.verdict import Finding, NotExercised, Verdict
 
 FILES = ("nfs", "nfs/read", "nfs/write")
 API = ("api/read", "api/write")
@@ -38,12 +40,15 @@ class Drills:
 
     target: Session
     seed: int
+    folder: Path
+    kept: Callable[[Path], None]
     say: Callable[[str], None]
 
     def run(self, drill: Drill) -> Judgement:
         """What the drill showed; raises NotExercised and what `chaos.drill.Run` raises."""
         environment = self.target.environment
-        folder = Path("out") / environment.name / f"{secrets.token_hex(4)}-{drill.name}"
+        folder = self.folder / "drills" / drill.name
+        self.kept(folder)
         again = f"python -m chaos run {drill.name} --chaos {environment.name} --seed {self.seed}"
         said = Run(self.target, drill, self.seed, folder, again, self.say).run()
         write(folder)
@@ -110,7 +115,14 @@ def at_work(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iter
         raise NotExercised(f"chaos.allowed is false in the environment {environment.name}")
     terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
     with watched_over(pytestconfig.option.env):
-        yield Drills(target, pytestconfig.option.seed, lambda line: terminal.write_line(f"  {line}"))
+        folder: Path = request.getfixturevalue("evidence_folder")
+        kept = partial(_kept, request.node)
+        yield Drills(target, pytestconfig.option.seed, folder, kept, lambda line: terminal.write_line(f"  {line}"))
+
+
+def _kept(scenario: pytest.Item, folder: Path) -> None:
+    """What a drill leaves is its scenario's evidence."""
+    scenario.user_properties.append((FOUND_BY, str(folder)))
 
 
 def _defined(drill: Drill) -> None:

@@ -10,6 +10,7 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pytest_bdd import given, then, when
 
+from certificate.verdict import NotExercised
 from environments.model import Environment, Machine, Role
 from provisioning.access import Letters, Login, leads_to_login
 from provisioning.account import PROTECTED, Account, ServiceToken
@@ -21,7 +22,6 @@ from provisioning.tunnel import UNIT
 from provisioning.wordpress import WordPress, gist
 from steps.complaints import none_of, unless
 from steps.power import Power
-from steps.verdict import NotExercised
 
 PIN_TIMEOUT_S, NO_PIN_S = 30, 3
 PUBLIC_TIMEOUT_S = 90

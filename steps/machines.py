@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pytest_bdd import given, then, when
 
+from certificate.verdict import NotExercised
 from environments.model import Environment, Machine, Role
 from provisioning.hypervisor import Hypervisor, Vm, owned
 from provisioning.machines import in_parallel
@@ -16,7 +17,6 @@ from provisioning.session import Session
 from provisioning.ssh import Unreachable
 from steps.complaints import none_of, unless
 from steps.guests import Guests, addresses_by_mac
-from steps.verdict import NotExercised
 
 NO_ANSWER = re.compile(r"timed? ?out|no route|unreachable", re.IGNORECASE)
 # Whether anything answers at an address, be it by refusing: bash opens the connection and says why it could not.

@@ -10,12 +10,12 @@ import pytest
 from kubernetes import client
 from pytest_bdd import then
 
+from certificate.verdict import NotExercised
 from environments.model import Environment, Machine
 from provisioning.cluster import Cluster
 from provisioning.session import Session
 from steps.complaints import none_of, unless
 from steps.guests import Guests
-from steps.verdict import NotExercised
 
 # What a guest sees of its memory is less by what its kernel and firmware keep: 3 % at 4 GiB on KVM, more below.
 MEMORY_SEEN_MIN = 0.9

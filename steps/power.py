@@ -11,6 +11,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from pytest_bdd import then, when
 
+from certificate.verdict import NotExercised
 from chaos.timers import Budget, duration_s, grace_s
 from environments.model import Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
@@ -21,7 +22,6 @@ from provisioning.session import Session
 from provisioning.ssh import Unreachable
 from steps.cluster import nodes_not_ready
 from steps.nodes import kubelet_configuration
-from steps.verdict import NotExercised
 
 PROBE_TIMEOUT_S = 5
 BOOT_S = 60.0  # firmware, kernel, systemd, sshd

@@ -219,3 +219,39 @@ def test_machines_that_are_down_at_once_are_counted(name: str, down: int) -> Non
 def test_what_visitors_may_notice_follows_from_who_is_struck(struck: tuple[str, ...], seconds: float) -> None:
     machines = [machine for machine in MACHINES if machine.name in struck]
     assert Moment(Timers(), FACTS, machines, 60).visitors().total_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("disk", "told"),
+    [
+        ("ext4 /", ""),
+        ("xfs /", ""),
+        ("overlay /", "lies on a disk of its host"),
+        ("ext4 /var/lib/lab/disks/240/mnt", "lies on a disk of its host"),
+        ("", "it cannot be told"),
+    ],
+)
+def test_only_a_disk_of_the_machines_own_is_filled(tmp_path: Path, disk: str, told: str) -> None:
+    findmnt = tmp_path / "findmnt"
+    findmnt.write_text(f"#!/bin/sh\ntest -z '{disk}' || echo '{disk}'\n")
+    findmnt.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    script = scripts.bounded("/mnt/shared")
+    done = subprocess.run(["sh", "-c", script], env=path, capture_output=True, text=True, check=True)
+    assert told in done.stdout
+    assert bool(done.stdout) == bool(told)
+
+
+def test_a_disk_is_filled_to_its_last_block_and_emptied(tmp_path: Path) -> None:
+    """With the size of a disk that is small enough to be filled here."""
+    stat = tmp_path / "stat"
+    stat.write_text("#!/bin/sh\ncase $* in *%f*) echo 12 ;; *) echo 4096 ;; esac\n")
+    dd = tmp_path / "dd"
+    dd.write_text("#!/bin/sh\n")
+    for program in (stat, dd):
+        program.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-ec", scripts.filled(str(tmp_path))], env=path, check=True)
+    assert (tmp_path / scripts.FULL).stat().st_size == 12 * 4096
+    subprocess.run(["sh", "-ec", scripts.emptied(str(tmp_path))], check=True)
+    assert not (tmp_path / scripts.FULL).exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from certificate.verdict import Verdict
 from chaos.__main__ import app
 from chaos.history import (
     FILE,
@@ -26,7 +27,6 @@ from chaos.history import (
 )
 from chaos.judgement import judge
 from chaos.outage import Outage
-from steps.verdict import Verdict
 
 INTERVALS_S = dict.fromkeys(("vip", "sql", "ndb", "nfs", "public", "pod/a", "pod/b"), 0.1)
 HEADER = Header(drill="d", environment="lab", seed=1, command="python -m chaos", at_s=0.0, intervals_s=INTERVALS_S)
@@ -138,6 +138,13 @@ def test_what_was_not_tested_is_not_judged(events: list[Iterable[Event]], reason
 
 def test_a_drill_without_an_end_is_not_judged() -> None:
     assert judge(history(life(), probes("vip"), phases=PHASES[:3])).finding.verdict is Verdict.UNKNOWN
+
+
+def test_what_was_never_looked_for_is_not_lost() -> None:
+    said = judge(history(life(), probes("vip"), writes("a", "b"), phases=PHASES[:-1]))
+    assert said.writes[0].lost == ()
+    assert said.writes[0].finding.verdict is Verdict.UNKNOWN
+    assert said.finding.verdict is Verdict.UNKNOWN
 
 
 def test_a_refutation_stands_however_the_drill_ended() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from pytest_bdd.steps import StepFunctionContext, step_function_context_registry
 
+from certificate.promises import Promise, evidence, read, tags_of, templates
+from certificate.verdict import NOT_SELECTED, Finding, NotExercised, Verdict, of_error, of_promise, weightiest
 from chaos import timers
 from chaos.drills import DRILLS
 from environments.load import find, load
@@ -23,8 +25,6 @@ from provisioning.poll import DeadlineExceeded
 from steps import arp, cluster, guests, machines, nodes, pods, power, services
 from steps.complaints import none_of
 from steps.namespaces import run_by
-from steps.promises import Promise, evidence, read, tags_of, templates
-from steps.verdict import NOT_SELECTED, Finding, NotExercised, Verdict, of_error, of_promise, weightiest
 
 ROOT = Path(__file__).parent.parent
 FEATURES = ROOT / "features"
@@ -211,7 +211,7 @@ OUTCOMES = {
 STEPS = """
 import pytest
 from pytest_bdd import given, scenarios
-from steps.verdict import NotExercised
+from certificate.verdict import NotExercised
 
 scenarios(".")
 
@@ -260,7 +260,7 @@ def certified(pytester: pytest.Pytester) -> pytest.RunResult:
     (folder / "test_outcomes.py").write_text(STEPS)
     markers = "\n".join(f"    P{index}" for index in range(1, number + 1))
     pytester.makeini(f"[pytest]\nbdd_features_base_dir = features\nmarkers =\n{markers}\n")
-    return pytester.runpytest_inprocess("-p", "steps.certificate", "features")
+    return pytester.runpytest_inprocess("-p", "certificate.plugin", "features")
 
 
 def test_each_outcome_has_its_verdict(certified: pytest.RunResult) -> None:
@@ -295,7 +295,7 @@ def test_disruption_takes_permission(pytester: pytest.Pytester) -> None:
         def test_cut(): raise OSError("must not run")
         """
     )
-    result = pytester.runpytest_inprocess("-p", "steps.certificate")
+    result = pytester.runpytest_inprocess("-p", "certificate.plugin")
     result.stdout.fnmatch_lines(["*chaos.allowed is false in the environment seed*", "*1 not exercised*"])
     assert result.ret == 0
 

@@ -17,7 +17,7 @@ from provisioning.database import Database, pattern, quoted
 from provisioning.ndb import MemberState, parse_show, taking_part
 from provisioning.preparation import armored, described, ndb_members
 from provisioning.public import Answer
-from provisioning.site import documents, extra_configuration, secret
+from provisioning.site import crowded, documents, extra_configuration, secret
 from provisioning.ssh import Shell
 from provisioning.state import State
 from provisioning.tunnel import content
@@ -248,3 +248,19 @@ def test_a_range_knows_its_ends() -> None:
     assert str(AddressRange.model_validate({"first": "172.31.0.100", "last": "172.31.0.110"})) == (
         "172.31.0.100-172.31.0.110"
     )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "moved"),
+    [
+        ({"a": "w1", "b": "w2", "c": "w3"}, {}),
+        ({"a": "w1", "b": "w1", "c": "w2"}, {"b": "w1"}),
+        ({"a": "w1", "b": "w1", "c": "w1"}, {"b": "w1", "c": "w1"}),
+        ({"a": "w1", "b": "w2", "c": "w3", "d": "w3"}, {}),
+        ({"a": "w1", "b": None, "c": "m1"}, {}),
+    ],
+)
+def test_replicas_that_share_a_worker_while_another_has_none_are_moved(
+    nodes: dict[str, str | None], moved: dict[str, str]
+) -> None:
+    assert crowded(nodes, {"w1", "w2", "w3"}) == moved

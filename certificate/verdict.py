@@ -1,14 +1,23 @@
-"""What is said of a scenario and of a promise. Pure: never more than the evidence carries."""
+"""What is said of a scenario, of a promise and of a whole run. Pure: never more than the evidence carries."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from steps.promises import Promise
+from certificate.promises import Promise
 
 
 class NotExercised(Exception):
     """Raised by a step where the target cannot show what is asked; the message is the reason."""
+
+
+class Outcome(StrEnum):
+    """What is said of a whole run."""
+
+    CERTIFIED = "certified"
+    LIMITED = "certified with declared limits"
+    REFUSED = "refused"
+    NOT_JUDGED = "not judged"
 
 
 class Verdict(StrEnum):
@@ -66,3 +75,31 @@ def of_promise(promise: Promise, found: Mapping[str, Finding]) -> Finding:
     if missing or not found:
         return Finding(Verdict.NOT_EXERCISED, "; ".join(missing) or "no scenario is evidence for it")
     return Finding(Verdict.REFUTED, promise.limit) if promise.limit else Finding(Verdict.PROVEN)
+
+
+def of_run(judged: Mapping[Promise, tuple[Finding, Mapping[str, Finding]]]) -> tuple[Outcome, tuple[str, ...]]:
+    """What all promises together say, and each reason for saying no more than that.
+
+    What the topology cannot keep and what this run did not exercise are limits: declared, never passed over.
+    """
+    fallen: list[str] = []
+    unknown: list[str] = []
+    limits: list[str] = []
+    proven = 0
+    for promise, (finding, found) in judged.items():
+        told = [(name, one) for name, one in found.items() if one.verdict is finding.verdict]
+        match finding.verdict:
+            case Verdict.PROVEN:
+                proven += 1
+            case Verdict.NOT_EXERCISED:
+                limits.append(f"{promise.id} not exercised: {finding.reason}")
+            case Verdict.REFUTED if not told:
+                limits.append(f"{promise.id} refuted by the topology: {finding.reason}")
+            case _:
+                reasons = fallen if finding.verdict is Verdict.REFUTED else unknown
+                reasons += [f"{promise.id}: {name}: {one.reason}" for name, one in told]
+    if fallen:
+        return Outcome.REFUSED, tuple(fallen)
+    if unknown or not proven:
+        return Outcome.NOT_JUDGED, tuple(unknown or limits or ["no promise was looked at"])
+    return (Outcome.LIMITED, tuple(limits)) if limits else (Outcome.CERTIFIED, ())

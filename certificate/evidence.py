@@ -1,0 +1,97 @@
+"""The folder of a run: where drills and logs go while it runs, and what is written there when it ends."""
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from certificate import junit, page
+from certificate.record import FILE, Record
+from environments.model import Environment
+from environments.secret import SecretMissing, SecretRef
+
+LATEST = "latest"
+HIDDEN = "(hidden)"
+SHORTEST_SECRET = 6  # a shorter one would blot out ordinary words
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """`out/ENVIRONMENT/TIME`, made when the first file is put there."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, out: Path, environment: str, began: datetime) -> "Evidence":
+        """The folder of the run that began at that time."""
+        return cls(out / environment / began.strftime("%Y%m%dT%H%M%SZ"))
+
+    def log(self, number: int, name: str, text: str) -> str:
+        """Keep what a scenario said; returns the file's path in the folder."""
+        where = Path("logs") / f"{number:03d}-{slug(name)}.txt"
+        self._put(where, text)
+        return where.as_posix()
+
+    def _put(self, where: Path, text: str) -> None:
+        file = self.folder / where
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    def finish(self, record: Record, environment_file: Path) -> None:
+        """Write the run for people and programs; the record last of all, so that a part is never taken for a whole."""
+        self._put(Path("environment.toml"), environment_file.read_text())
+        write(self.folder, record)
+
+    def publish(self) -> None:
+        """Let `latest` lead here."""
+        link = self.folder.parent / LATEST
+        temporary = link.with_name(f".{LATEST}.{os.getpid()}")
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        temporary.symlink_to(self.folder.name)
+        temporary.replace(link)
+
+
+def write(folder: Path, record: Record) -> None:
+    """The record as JUnit's XML, as a page and as itself, in a folder that holds its logs."""
+    (folder / "junit.xml").write_bytes(junit.of(record))
+    (folder / "certificate.html").write_text(page.of(record, folder), encoding="utf-8")
+    (folder / FILE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's. Pure."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60]
+
+
+def secrets_of(environment: Environment) -> tuple[str, ...]:
+    """The values of all secrets that the environment refers to and that can be read, longest first."""
+    values = set()
+    for reference in _references(environment):
+        with suppress(SecretMissing):
+            values.add(reference.reveal())
+            values.update(reference.reveal().splitlines())  # a key in PEM is quoted line by line
+    return tuple(sorted((v for v in values if len(v) >= SHORTEST_SECRET), key=len, reverse=True))
+
+
+def _references(part: object) -> Iterable[SecretRef]:
+    if isinstance(part, SecretRef):
+        yield part
+    elif isinstance(part, BaseModel):
+        for value in dict(part).values():
+            yield from _references(value)
+    elif isinstance(part, tuple):
+        for value in part:
+            yield from _references(value)
+
+
+def without(secrets: Iterable[str], text: str) -> str:
+    """The text with every secret blotted out. Pure."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return text

@@ -1,0 +1,260 @@
+"""A pytest plugin: the outcome “not exercised”, and at the end what is known of every promise, kept and signed."""
+
+import shlex
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_bdd.parser import ScenarioTemplate
+from pytest_bdd.scenario import scenario_wrapper_template_registry
+
+from certificate import attestation, versions
+from certificate.archive import Archive, Change
+from certificate.evidence import Evidence, secrets_of, without
+from certificate.promises import Promise, Scenario, evidence, read, tags_of, templates
+from certificate.record import PromiseRecord, Record, ScenarioRecord
+from certificate.verdict import (
+    Finding,
+    NotExercised,
+    Outcome,
+    Verdict,
+    of_error,
+    of_promise,
+    of_run,
+    weightiest,
+)
+from environments.load import find
+from provisioning.session import Session
+
+CATEGORY = "not exercised"
+NOT_JUDGED = 6  # exit code: something was tried, and could not be judged; pytest's own end at 5
+SIGNS = {Verdict.PROVEN: "+", Verdict.REFUTED: "-", Verdict.UNKNOWN: "?", Verdict.NOT_EXERCISED: "n"}
+COLOURS = {Verdict.PROVEN: "green", Verdict.REFUTED: "red", Verdict.UNKNOWN: "red", Verdict.NOT_EXERCISED: "yellow"}
+FOUND_BY = "evidence"  # the user property by which a scenario names a folder of evidence
+OUT = Path("out")
+
+Judged = list[tuple[Promise, Finding, dict[str, Finding]]]
+
+
+@dataclass
+class Course:
+    """How one scenario went: what each of its phases showed, said and took."""
+
+    findings: list[Finding] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    duration_s: float = 0.0
+    folders: list[Path] = field(default_factory=list)
+
+
+class Certificate:
+    """Gathers what each scenario's phases showed, prints what that makes of the promises, and keeps it."""
+
+    def __init__(self, config: pytest.Config, folder: Path) -> None:
+        self._config = config
+        self._folder = folder
+        self._courses: dict[Scenario, Course] = {}
+        self._began = datetime.now(UTC)
+        self._target: Session | None = None
+        self._kept: Record | None = None
+        self._trouble = ""
+        self._changes: Sequence[Change] = ()
+
+    @pytest.fixture(scope="session")
+    def evidence_folder(self, target: Session) -> Path:
+        """Where this run's evidence goes."""
+        return self._evidence(target).folder
+
+    def _evidence(self, target: Session) -> Evidence:
+        return Evidence.of(OUT, target.environment.name, self._began)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Turn NotExercised into its own outcome, and keep what the phase showed."""
+        report = yield
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, NotExercised):
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.reportinfo()[1] or 0, str(error))
+            vars(report)["not_exercised"] = str(error)
+        if (template := _template(item)) is not None:
+            self._heard(template, item, call, report)
+        return report
+
+    def _heard(
+        self, template: ScenarioTemplate, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> None:
+        course = self._courses.setdefault(Scenario.of(template), Course())
+        course.duration_s += call.duration
+        if isinstance(target := getattr(item, "funcargs", {}).get("target"), Session):
+            self._target = target
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, pytest.skip.Exception):
+            course.findings.append(Finding(Verdict.NOT_EXERCISED, str(error)))
+        elif error is not None:
+            course.findings.append(of_error(error, during_steps=call.when == "call"))
+        elif call.when == "call":
+            course.findings.append(
+                Finding(Verdict.PROVEN) if report.passed else Finding(Verdict.UNKNOWN, report.outcome)
+            )
+        if error is not None and not isinstance(error, NotExercised | pytest.skip.Exception):
+            course.said.append(f"-- {call.when} --\n{report.longreprtext}")
+        if call.when == "teardown":
+            # pytest hands down the sections of the earlier phases to the last.
+            course.said += [f"-- {name} --\n{text}" for name, text in report.sections]
+            course.folders += [Path(str(value)) for name, value in item.user_properties if name == FOUND_BY]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> Any:
+        """The category, letter and word of the third outcome."""
+        if "not_exercised" in vars(report):
+            return CATEGORY, "n", ("NOT EXERCISED", {"yellow": True})
+        return None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Keep and sign what was found, where a target was judged; the exit code says what pytest's own cannot."""
+        if self._target is None:
+            return
+        try:
+            self._kept = self._keep(self._target)
+        except (OSError, attestation.NotSigned) as error:
+            self._trouble = f"the certificate could not be written: {error}; nothing is certified"
+            session.exitstatus = NOT_JUDGED
+            return
+        if self._kept.outcome is Outcome.NOT_JUDGED and session.exitstatus in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.TESTS_FAILED,
+        ):
+            session.exitstatus = NOT_JUDGED
+
+    def _keep(self, target: Session) -> Record:
+        found, environment = self._evidence(target), target.environment
+        found.folder.mkdir(parents=True, exist_ok=True)
+        secrets = secrets_of(environment)
+        file = find(self._config.option.env)
+        judged = self.judged()
+        outcome, reasons = of_run({promise: (finding, each) for promise, finding, each in judged})
+        record = Record(
+            environment=environment.name,
+            sha256=attestation.digest(file),
+            began=self._began,
+            ended=datetime.now(UTC),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            software=versions.of_software(self._config.rootpath),
+            versions=versions.of_target(target),
+            emulated=target.environment.stand_ins,
+            outcome=outcome,
+            reasons=tuple(without(secrets, reason) for reason in reasons),
+            promises=tuple(
+                PromiseRecord(promise=promise, verdict=finding.verdict, reason=without(secrets, finding.reason))
+                for promise, finding, _ in judged
+            ),
+            scenarios=tuple(self._scenarios(found, secrets)),
+        )
+        found.finish(record, file)
+        attestation.sign(found.folder, Path(self._config.option.signing_key or attestation.default_key()))
+        found.publish()
+        with Archive.of_user() as archive:
+            self._changes = archive.add(found.folder, record)
+        return record
+
+    def _scenarios(self, found: Evidence, secrets: Sequence[str]) -> Generator[ScenarioRecord, None, None]:
+        promises = {promise.id for promise in read(self._folder / "promises.toml")}
+        for number, template in enumerate(templates(self._folder), start=1):
+            course = self._courses.get(Scenario.of(template), Course())
+            finding = weightiest(course.findings)
+            files = [found.log(number, template.name, without(secrets, "\n".join(course.said)))] if course.said else []
+            for folder in course.folders:
+                inside = folder.resolve().relative_to(found.folder.resolve())
+                files += [f"{inside.as_posix()}/{file.name}" for file in sorted(folder.iterdir()) if file.is_file()]
+            yield ScenarioRecord(
+                feature=Path(template.feature.filename).relative_to(self._folder.parent).as_posix(),
+                name=template.name,
+                text=_text(template),
+                promises=tuple(sorted(tags_of(template) & promises)),
+                verdict=finding.verdict,
+                reason=without(secrets, finding.reason),
+                duration_s=course.duration_s,
+                evidence=tuple(files),
+            )
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Reasons for what was not exercised, then every promise with its scenarios, then the verdict."""
+        if reports := terminalreporter.stats.get(CATEGORY):
+            terminalreporter.section(CATEGORY, yellow=True)
+            for report in reports:
+                terminalreporter.write_line(f"{report.head_line or report.nodeid}: {vars(report)['not_exercised']}")
+        if self._courses:
+            terminalreporter.section("promises")
+            for promise, finding, found in self.judged():
+                terminalreporter.write(f"{promise.id:<4}")
+                terminalreporter.write(f"{finding.verdict:<14}", **{COLOURS[finding.verdict]: True})
+                terminalreporter.write_line(promise.text)
+                if finding.reason and (finding.reason in (promise.reason, promise.limit) or not found):
+                    terminalreporter.write_line(f"{'':<18}{finding.reason}")
+                for name, one in found.items():
+                    reason = f": {one.reason}" if one.reason else ""
+                    terminalreporter.write_line(f"{'':<18}{SIGNS[one.verdict]} {name}{reason}")
+            terminalreporter.write_line("    ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items()))
+        self._tell_verdict(terminalreporter)
+
+    def _tell_verdict(self, terminal: pytest.TerminalReporter) -> None:
+        if self._trouble:
+            terminal.write_line(self._trouble, red=True)
+        if self._kept is None or self._target is None:
+            return
+        terminal.section("certificate")
+        terminal.write_line(self._kept.outcome.upper(), bold=True)
+        for reason in self._kept.reasons:
+            terminal.write_line(f"  {reason}")
+        for change in self._changes:
+            terminal.write_line(f"  {change}")
+        folder = self._evidence(self._target).folder
+        terminal.write_line(f"{folder}/certificate.html; is it unchanged? python -m certificate verify {folder}")
+
+    def judged(self) -> Judged:
+        """Every promise, what is known of it, and of each of its scenarios by name."""
+        promises = read(self._folder / "promises.toml")
+        tagged = evidence(promises, templates(self._folder))
+        rows = []
+        for promise in promises:
+            found = {
+                scenario.name: weightiest(self._courses[scenario].findings if scenario in self._courses else [])
+                for scenario in tagged[promise.id]
+            }
+            rows.append((promise, of_promise(promise, found), found))
+        return rows
+
+
+def _template(item: pytest.Item) -> ScenarioTemplate | None:
+    function = getattr(item, "function", None)
+    return None if function is None else scenario_wrapper_template_registry.get(function)
+
+
+def _text(template: ScenarioTemplate) -> str:
+    """A scenario as its feature has it, with the background's steps."""
+    lines = [f"Scenario: {template.name}"]
+    lines += [f"  {step.keyword} {step.name}" for step in template.steps]
+    return "\n".join(lines)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """By whom it is signed."""
+    group = parser.getgroup("haproof", "target")
+    group.addoption(
+        "--signing-key",
+        metavar="FILE",
+        help="private key in PEM that signs the certificate (default: one of this user's own, made when missing)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin a certificate for the features of this run's root folder."""
+    folder = config.rootpath / str(config.getini("bdd_features_base_dir") or "features")
+    config.pluginmanager.register(Certificate(config, folder), "haproof-certificate")

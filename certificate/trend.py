@@ -1,0 +1,43 @@
+"""Whether a figure is worse than it used to be, by how much, and how sure that is. Pure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+EARLIER_MIN = 3  # fewer say nothing of how much a figure varies by itself
+RESOLUTION = 0.1  # seconds: probes are 50 ms apart, at both ends
+
+
+@dataclass(frozen=True)
+class Effect:
+    """By how much a figure differs from its earlier ones, and between which bounds a difference may be meant."""
+
+    usual: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def is_worse(self) -> bool:
+        """Beyond noise: the whole interval is above nothing."""
+        return self.low > 0
+
+
+def effect(value: float, earlier: Sequence[float]) -> Effect | None:
+    """A new figure against earlier ones, by Student's prediction interval; None with too few of them.
+
+    s * sqrt(1 + 1/n), where s holds what the ruler cannot tell apart, too (Montgomery & Runger, Applied Statistics and
+    Probability for Engineers, 8-6).
+    """
+    count = len(earlier)
+    if count < EARLIER_MIN:
+        return None
+    usual = float(np.mean(earlier))
+    spread = math.hypot(float(np.std(earlier, ddof=1)), RESOLUTION)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread * math.sqrt(1 + 1 / count)
+    difference = value - usual
+    return Effect(usual, difference, difference - half, difference + half)
