@@ -97,7 +97,7 @@ def _silent(moment: Moment) -> Mapping[str, Budget]:
 
 
 def _killed(moment: Moment) -> Mapping[str, Budget]:
-    return dict.fromkeys((*DATA, "vip"), data_node_killed())
+    return dict.fromkeys((*DATA, "vip"), data_node_killed(moment.live))
 
 
 def _back(**afterwards: float) -> Callable[[Moment], Budget]:

@@ -6,9 +6,11 @@ SIGTERM, ends it.
 """
 
 import argparse
+import errno
 import heapq
 import http.client
 import os
+import random
 import select
 import signal
 import socket
@@ -18,8 +20,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +34,8 @@ from chaos.lifeline import listen
 
 CHUNK = 4096
 IDLE_MAX_S = 1.0
+SOURCE_PORTS = range(10_000, 32_768)  # below those that the kernel picks
+PORTS_TRIED = 100
 
 
 class Question(BaseModel):
@@ -61,19 +66,40 @@ class AtPort(Question):
     port: int
 
 
+def source_ports(first: int) -> Iterator[int]:
+    """Each port in its turn, from the first-th on, over and over. Pure.
+
+    The kernel's own choice comes back to a port within a minute. A connection that went to a machine without power is
+    remembered for two (nf_conntrack_tcp_timeout_syn_sent), and what comes from the same port is sent after it: visitors
+    have many addresses, and so many ports, and do not meet that; all questions come from one address.
+    """
+    return cycle([*SOURCE_PORTS[first:], *SOURCE_PORTS[:first]])
+
+
 class Page(AtPort):
     """A page over HTTP, each time over a new connection: so is a visitor's first."""
 
     kind: Literal["page"] = "page"
     path: str = "/"
     name: Annotated[str, Field(description="the host that is asked for")] = ""
+    # A cycle's next() is atomic.
+    _ports: Iterator[int] = PrivateAttr(default_factory=lambda: source_ports(random.randrange(len(SOURCE_PORTS))))
+
+    def _connected(self) -> socket.socket:
+        for port in islice(self._ports, PORTS_TRIED):
+            try:
+                return socket.create_connection((self.host, self.port), self.timeout_s, ("", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise OSError(f"{PORTS_TRIED} ports in a row are in use on this machine")
 
     def ask(self) -> None:
         """Any answer but 200 is a failure of its own. The rest of the answer is read as well."""
         # Spoken by hand: http.client takes three times the processor for it, which the target may need.
         ask = f"GET {self.path} HTTP/1.0\r\nHost: {self.name or self.host}\r\nUser-Agent: haproof\r\n\r\n"
         try:
-            connection = socket.create_connection((self.host, self.port), self.timeout_s)
+            connection = self._connected()
         except TimeoutError as error:
             raise TimeoutError("no connection") from error
         with connection:

@@ -21,8 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import Recorder, Write
 from chaos.lifeline import listen
-from provisioning.wordpress import WordPress
-from steps.site import png
+from provisioning.wordpress import WordPress, png
 
 PAYLOAD_BYTES = 200
 

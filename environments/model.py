@@ -269,6 +269,33 @@ class Chaos(Section):
     promises_s: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = {}
 
 
+class Visit(StrEnum):
+    """What somebody comes for; editors log in for the last three. `page` is one page without what belongs to it."""
+
+    PAGE = "page"
+    READ = "read"
+    SEARCH = "search"
+    COMMENT = "comment"
+    EDIT = "edit"
+    PUBLISH = "publish"
+    UPLOAD = "upload"
+
+
+class Objective(Section):
+    """What is good enough: the 95th percentile of all requests, and the share of them that may fail."""
+
+    p95_ms: Annotated[float, Field(gt=0)]
+    failed_max: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+
+class Load(Section):
+    """Who comes to the site in which proportions, how long they look at a page, and what they are to find."""
+
+    objective: Objective | None = None
+    weights: Annotated[dict[Visit, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {Visit.READ: 1.0}
+    think_s: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Environment(Section):
     """A whole target."""
 
@@ -285,6 +312,7 @@ class Environment(Section):
     helm: Helm
     edge: Edge
     chaos: Chaos = Chaos()
+    load: Load = Load()
 
     @property
     def stand_ins(self) -> tuple[str, ...]:

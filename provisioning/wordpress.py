@@ -1,6 +1,7 @@
 """WordPress over HTTP: its installer, its login, its REST interface; what an editor's browser would send."""
 
 import re
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,3 +146,18 @@ def gist(page: str) -> str:
     for noise in soup(["script", "style"]):
         noise.decompose()
     return " ".join(soup.get_text(" ").split())[:200] or "nothing"
+
+
+def png(colour: bytes) -> bytes:
+    """A PNG image of one pixel; `colour` is its red, green and blue. Pure (PNG specification, section 5)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (1).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" + colour))
+        + chunk(b"IEND", b"")
+    )

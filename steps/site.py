@@ -2,7 +2,6 @@
 
 import base64
 import secrets
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session
 from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME
-from provisioning.wordpress import TIMEOUT_S, Media, Post, WordPress
+from provisioning.wordpress import TIMEOUT_S, Media, Post, WordPress, png
 from steps.complaints import none_of, unless
 from steps.pods import Pod, execute
 
@@ -51,21 +50,6 @@ class Editor:
             self.visitor.delete("posts", post.id)
         for found, _ in self.media:
             self.visitor.delete("media", found.id)
-
-
-def png(colour: bytes) -> bytes:
-    """A PNG image of one pixel; `colour` is its red, green and blue. Pure (PNG specification, section 5)."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    header = (1).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" + colour))
-        + chunk(b"IEND", b"")
-    )
 
 
 def at_vip(environment: Environment) -> WordPress:

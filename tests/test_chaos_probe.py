@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from chaos.history import Header, History, Probe, parse
-from chaos.probe import Member, Page, Plan, Port, Spoken, ask_one
+from chaos.probe import SOURCE_PORTS, Member, Page, Plan, Port, Spoken, ask_one
 from provisioning.poll import poll
 
 ROOT = Path(__file__).parent.parent
@@ -165,3 +165,38 @@ def test_a_plan_without_questions_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert not (tmp_path / "f").exists()
+
+
+def test_no_question_comes_from_a_port_that_was_used_just_before() -> None:
+    """Two minutes of questions: a node remembers for so long where a port's last connection went."""
+    seen: list[int] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        page = Page(layer="vip", host="127.0.0.1", port=server.getsockname()[1])
+        for _ in range(50):
+            asked = threading.Thread(target=page.ask)
+            asked.start()
+            connection, (_, port) = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            asked.join()
+            seen.append(port)
+    assert len(set(seen)) == 50
+    assert set(seen) <= set(SOURCE_PORTS)
+    assert len(SOURCE_PORTS) > 120 / page.interval_s
+
+
+def test_a_port_that_somebody_else_has_is_passed_over() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as other:
+        page = Page(layer="vip", host="127.0.0.1", port=server.getsockname()[1])
+        other.bind(("", next(page._ports)))
+        page._ports = itertools.chain([other.getsockname()[1]], page._ports)
+
+        def refuse() -> None:
+            server.accept()[0].close()
+
+        asked = threading.Thread(target=refuse, daemon=True)
+        asked.start()
+        with pytest.raises(OSError, match=r"closed without an answer|reset"):
+            page.ask()
+        asked.join()

@@ -21,10 +21,10 @@ from provisioning.site import crowded, documents, extra_configuration, secret
 from provisioning.ssh import Shell
 from provisioning.state import State
 from provisioning.tunnel import content
+from provisioning.wordpress import png
 from steps.backup import fingerprints
 from steps.database import not_replicated
 from steps.edge import inner_addresses, is_sites_login, spellings, told_addresses
-from steps.site import png
 
 SHOWN = """\
 Connected to management server at localhost port 1186 (using cleartext)

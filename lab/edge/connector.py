@@ -6,16 +6,19 @@ python3-websockets. It is not cloudflared, and says so.
 
 import argparse
 import asyncio
+import errno
 import http.client
+import itertools
 import json
 import logging
 import os
+import random
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import websockets
 
@@ -28,6 +31,7 @@ UNAUTHORIZED = 4401
 CONNECT_TIMEOUT_S, ORIGIN_TIMEOUT_S = 30, 90
 REQUESTS_MAX = 1000
 RETRY_S, RETRY_MAX_S = 0.5, 8.0
+SOURCE_PORTS = range(10_000, 32_768)  # below those that the kernel picks
 
 
 Answer = Callable[[int, bytes], None]
@@ -41,13 +45,33 @@ def trusted() -> ssl.SSLContext:
     return context
 
 
-def ask(head: dict[str, Any], body: bytes, answer: Answer) -> None:
+def connected(service: SplitResult, ports: Iterator[int]) -> http.client.HTTPConnection:
+    """A connection to the origin from the next port that is free.
+
+    cloudflared keeps connections and uses them again; here each request has its own. From a port that comes back within
+    two minutes, one would be sent after an earlier one to a machine that is gone (see chaos.probe.source_ports).
+    """
+    for port in ports:
+        connection = http.client.HTTPConnection(
+            service.hostname or "", service.port or 80, timeout=CONNECT_TIMEOUT_S, source_address=("", port)
+        )
+        try:
+            connection.connect()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            raise
+        connection.sock.settimeout(ORIGIN_TIMEOUT_S)
+        return connection
+    raise OSError("no port is free")
+
+
+def ask(head: dict[str, Any], body: bytes, answer: Answer, ports: Iterator[int]) -> None:
     """Ask the origin, in a thread of its own, and pass its answer on by `answer(kind, data)`."""
     service = urlsplit(head["service"])
-    connection = http.client.HTTPConnection(service.hostname, service.port or 80, timeout=CONNECT_TIMEOUT_S)
+    connection: http.client.HTTPConnection | None = None
     try:
-        connection.connect()
-        connection.sock.settimeout(ORIGIN_TIMEOUT_S)
+        connection = connected(service, ports)
         connection.putrequest(head["method"], head["path"], skip_host=True, skip_accept_encoding=True)
         for name, value in head["headers"]:
             connection.putheader(name, value)
@@ -64,10 +88,11 @@ def ask(head: dict[str, Any], body: bytes, answer: Answer) -> None:
         logging.warning("the origin %s does not answer: %s", service.netloc, error)
         answer(RESET, b"the origin does not answer")
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
 
 
-async def serve(socket: Any) -> None:
+async def serve(socket: Any, ports: Iterator[int]) -> None:
     """Answer what comes through one connection, many requests at a time, until it ends."""
     loop = asyncio.get_running_loop()
     requests: dict[int, tuple[dict[str, Any], bytearray]] = {}
@@ -88,7 +113,7 @@ async def serve(socket: Any) -> None:
                 requests[stream][1].extend(data)
             elif kind == END and stream in requests:
                 head, body = requests.pop(stream)
-                loop.run_in_executor(pool, ask, head, bytes(body), answering(stream))
+                loop.run_in_executor(pool, ask, head, bytes(body), answering(stream), ports)
     finally:
         pool.shutdown(wait=False)
 
@@ -97,6 +122,9 @@ async def run(token: str, edge: str) -> int:
     """Stay connected to `edge`, HOST:PORT; the exit code when it will not have this token."""
     delay_s = RETRY_S
     code: int | None
+    # A cycle's next() is atomic; a connector that is started anew begins elsewhere.
+    first = random.randrange(len(SOURCE_PORTS))
+    ports = itertools.cycle([*SOURCE_PORTS[first:], *SOURCE_PORTS[:first]])
     while True:
         try:
             async with websockets.connect(
@@ -105,7 +133,7 @@ async def run(token: str, edge: str) -> int:
                 await socket.send(token)
                 logging.info("connected to the edge")
                 delay_s = RETRY_S
-                await serve(socket)
+                await serve(socket, ports)
                 code, reason = socket.close_code, socket.close_reason
         except websockets.ConnectionClosed as error:
             code, reason = (error.rcvd.code, error.rcvd.reason) if error.rcvd else (None, "it broke off")

@@ -1,0 +1,85 @@
+"""Whether a run was good enough, and whether it says anything at all. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hdrh.histogram import HdrHistogram
+
+from environments.model import Objective
+from load.record import VOID_SHARE, AnyLine, End, Request, Second, histogram
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in figures: milliseconds from the intended start, requests a second, shares."""
+
+    requests: int
+    failed: int
+    visitors_lost: int
+    visitors_late: int
+    duration_s: float
+    percentiles_ms: Mapping[float, float]
+    mean_ms: float
+    max_ms: float
+    errors: Mapping[str, int]
+    incomplete: str
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.requests / self.duration_s if self.duration_s else 0.0
+
+    @property
+    def failed_share(self) -> float:
+        """Of all requests."""
+        return self.failed / self.requests if self.requests else 0.0
+
+    @property
+    def void(self) -> str:
+        """Why the run says nothing of the site; empty where it does."""
+        if self.incomplete:
+            return f"the run is incomplete: {self.incomplete}"
+        if not self.requests:
+            return "nothing was sent"
+        held_back = self.visitors_lost + self.visitors_late
+        if held_back > VOID_SHARE * self.requests:
+            return (
+                f"the generator did not deliver {self.visitors_lost} visitors and sent {self.visitors_late} too late, "
+                f"more than {VOID_SHARE:.0%} of {self.requests} requests; use more workers"
+            )
+        return ""
+
+    def misses(self, objective: Objective) -> str:
+        """What is not good enough; empty where all is."""
+        if self.failed_share > objective.failed_max:
+            return f"{self.failed_share:.1%} of requests failed, of {objective.failed_max:.1%} that may"
+        p95_ms = self.percentiles_ms[95.0]
+        return f"p95 is {p95_ms:.0f} ms, of {objective.p95_ms:g} ms" if p95_ms > objective.p95_ms else ""
+
+
+def summary(lines: Sequence[AnyLine]) -> Summary:
+    """What a record says, all requests together. Histograms are added, percentiles never."""
+    requests = [line for line in lines if isinstance(line, Request)]
+    seconds = [line for line in lines if isinstance(line, Second)]
+    ends = [line for line in lines if isinstance(line, End)]
+    merged = histogram()
+    errors: dict[str, int] = {}
+    for request in requests:
+        merged.add(HdrHistogram.decode(request.latencies))
+        for kind, count in request.errors.items():
+            errors[kind] = errors.get(kind, 0) + count
+    count = merged.get_total_count()
+    return Summary(
+        requests=count,
+        failed=sum(errors.values()),
+        visitors_lost=sum(second.undelivered for second in seconds),
+        visitors_late=sum(second.late for second in seconds),
+        duration_s=float(max((second.at_s + 1 for second in seconds), default=0)),
+        percentiles_ms={p: merged.get_value_at_percentile(p) / 1000 if count else 0.0 for p in PERCENTILES},
+        mean_ms=merged.get_mean_value() / 1000 if count else 0.0,
+        max_ms=merged.get_max_value() / 1000 if count else 0.0,
+        errors=errors,
+        incomplete=ends[-1].incomplete if ends else "its record has no end",
+    )

@@ -1,0 +1,176 @@
+"""What visitors and editors do, request by request, as their browsers would; all effects are the browser's."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlencode, urlsplit
+
+from environments.model import Visit
+from load.plan import Editor
+from provisioning.wordpress import png
+
+OK, FOUND = 200, 302
+# The site's own protection from floods: one comment from an address in 15 s is taken, each other one is told so.
+COMMENT_ANSWERS = (FOUND, 429)
+ASSETS_MAX = 6
+ASSET = re.compile(r"""<(?:link|script|img)\b[^>]*?\b(?:href|src)=['"]([^'"]+\.(?:css|js|png|jpe?g|svg)[^'"]*)""")
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+class Failed(Exception):
+    """A request did not do what it was for; the kind is what is counted."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its status, the cookies that it sets, where it leads, and its text."""
+
+    status: int
+    text: str
+    location: str = ""
+
+
+class Browser(Protocol):
+    """Sends requests of one visitor; cookies are its own, and every request is counted under a name."""
+
+    def send(
+        self,
+        name: str,
+        method: str,
+        path: str,
+        *,
+        body: bytes | str = "",
+        headers: Mapping[str, str] | None = None,
+        wanted: tuple[int, ...] = (OK,),
+    ) -> Reply:
+        """The answer; raises Failed for any status but the wanted ones, and for none at all."""
+
+    def cookies(self) -> dict[str, str]:
+        """What the site has set."""
+
+    def think(self) -> None:
+        """Wait as long as a person looks at a page."""
+
+
+@dataclass
+class Session:
+    """What an editor's browsers share: WordPress keeps an account's logins in one value, so one logs in for all."""
+
+    editor: Editor
+    cookies: dict[str, str] = field(default_factory=dict)
+    nonce: str = ""
+
+
+def assets(page: str) -> list[str]:
+    """Paths of styles, scripts and pictures that a browser would fetch for a page of the site itself. Pure."""
+    found = re.findall(
+        r"""<(?:link|script|img)\b[^>]*?\b(?:href|src)=['"]([^'"]+\.(?:css|js|png|jpe?g|svg)[^'"]*)""", page
+    )
+    paths = [f"{urlsplit(url).path}?{urlsplit(url).query}".rstrip("?") for url in found]
+    return list(dict.fromkeys(path for path in paths if path.startswith("/")))[:ASSETS_MAX]
+
+
+def links(page: str) -> list[str]:
+    """Paths of the posts that a page leads to. Pure."""
+    found = re.findall(r"""<a\b[^>]*?\bhref=['"](?:https?://[^/'"]+)?(/\?p=\d+|/index\.php\?p=\d+)['"]""", page)
+    return list(dict.fromkeys(found))
+
+
+def read(browser: Browser, dice: random.Random) -> None:
+    """The front page with what belongs to it, then a post."""
+    page = browser.send("front page", "GET", "/").text
+    for path in assets(page):
+        browser.send("asset", "GET", path)
+    if posts := links(page):
+        browser.think()
+        browser.send("post", "GET", dice.choice(posts))
+
+
+def search(browser: Browser, dice: random.Random) -> None:
+    """Words that are there, and words that are not."""
+    words = dice.choice(("hello", "world", "wordpress", "nowhere"))
+    browser.send("search", "GET", f"/?{urlencode({'s': words})}")
+
+
+def comment(browser: Browser, dice: random.Random) -> None:
+    """A post, and a word below it, by somebody who was never here."""
+    browser.send("post", "GET", "/?p=1")
+    browser.think()
+    somebody = f"{dice.getrandbits(64):016x}"
+    form = {
+        "comment": f"haproof-load-{somebody}",
+        "author": "Visitor",
+        "email": f"{somebody}@example.org",
+        "comment_post_ID": "1",
+        "comment_parent": "0",
+    }
+    body = urlencode(form)
+    browser.send("comment", "POST", "/wp-comments-post.php", body=body, headers=FORM, wanted=COMMENT_ANSWERS)
+
+
+@dataclass
+class Desk:
+    """What editors do: each logs in where nobody has yet, and leaves posts and files that carry the run's mark."""
+
+    session: Session
+    mark: str
+
+    def edit(self, browser: Browser, dice: random.Random) -> None:
+        """Log in anew, and look at the list of posts."""
+        self._log_in(browser)
+        browser.think()
+        browser.send("list of posts", "GET", "/wp-admin/edit.php", headers=self._headers())
+
+    def publish(self, browser: Browser, dice: random.Random) -> None:
+        """A post, over REST."""
+        body = json.dumps({"title": f"{self.mark}{dice.getrandbits(64):016x}", "content": "load", "status": "publish"})
+        self._rest(browser, "publish", "posts", body, {"Content-Type": "application/json"})
+
+    def upload(self, browser: Browser, dice: random.Random) -> None:
+        """An image, over REST."""
+        name = f"{self.mark}{dice.getrandbits(64):016x}.png"
+        headers = {"Content-Type": "image/png", "Content-Disposition": f'attachment; filename="{name}"'}
+        self._rest(browser, "upload", "media", png(dice.randbytes(3)), headers)
+
+    def _rest(self, browser: Browser, name: str, kind: str, body: bytes | str, headers: Mapping[str, str]) -> None:
+        if not self.session.nonce:
+            self._log_in(browser)
+            path = "/wp-admin/admin-ajax.php?action=rest-nonce"
+            self.session.nonce = browser.send("nonce", "GET", path, headers=self._headers()).text.strip()
+        path = f"/index.php?{urlencode({'rest_route': f'/wp/v2/{kind}'})}"
+        own = {**self._headers(), "X-WP-Nonce": self.session.nonce, **headers}
+        try:
+            browser.send(name, "POST", path, body=body, headers=own, wanted=(201,))
+        except Failed:
+            self.session.nonce = ""  # the login may be over
+            raise
+
+    def _log_in(self, browser: Browser) -> None:
+        editor = self.session.editor
+        form = {"log": editor.user, "pwd": editor.password, "wp-submit": "Log In", "testcookie": "1"}
+        headers = {**FORM, **editor.headers, "Cookie": "wordpress_test_cookie=WP Cookie check"}
+        browser.send("login", "POST", "/wp-login.php", body=urlencode(form), headers=headers, wanted=(FOUND,))
+        self.session.cookies = browser.cookies()
+
+    def _headers(self) -> dict[str, str]:
+        cookies = "; ".join(f"{name}={value}" for name, value in self.session.cookies.items())
+        return {**self.session.editor.headers, **({"Cookie": cookies} if cookies else {})}
+
+
+Act = Callable[[Browser, random.Random], None]
+
+
+def acts(desk: Desk | None) -> dict[Visit, Act]:
+    """Every sort of visit, by name; those of editors only where there is an account."""
+    found: dict[Visit, Act] = {Visit.READ: read, Visit.SEARCH: search, Visit.COMMENT: comment, Visit.PAGE: page}
+    if desk is not None:
+        found |= {Visit.EDIT: desk.edit, Visit.PUBLISH: desk.publish, Visit.UPLOAD: desk.upload}
+    return found
+
+
+def page(browser: Browser, dice: random.Random) -> None:
+    """The page that the run was given, and nothing else: what other generators do."""
+    browser.send("page", "GET", "")
