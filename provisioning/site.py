@@ -199,8 +199,13 @@ class SiteDeclared:
 
 
 def pods_of(cluster: Cluster, deployment: client.V1Deployment) -> list[client.V1Pod]:
-    """The Pods of a Deployment's present template: those of one that was corrected tell of what is over."""
-    revision = deployment.metadata.annotations[REVISION]
+    """The Pods of a Deployment's present template: those of one that was corrected tell of what is over.
+
+    None as long as its controller has not seen it.
+    """
+    revision = (deployment.metadata.annotations or {}).get(REVISION)
+    if revision is None:
+        return []
     sets = cluster.apps.list_namespaced_replica_set(
         NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
     )
@@ -259,8 +264,9 @@ class SiteRunning:
         if not self.reachable():
             return ["wait for every replica"]
         try:
-            moved = [f"move Pod {pod} off {node}, which has another" for pod, node in self._crowded().items()]
-            return [*(f"wait: {line}" for line in unready_replicas(self.cluster)), *moved]
+            if unready := unready_replicas(self.cluster):
+                return [f"wait: {line}" for line in unready]
+            return [f"move Pod {pod} off {node}, which has another" for pod, node in self._crowded().items()]
         except ApiException as error:
             if error.status != requests.codes.not_found:
                 raise
