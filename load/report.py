@@ -23,6 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 PAGE, DATA, TABLE = "report.html", "report.json", "seconds.csv"
 COLUMNS_MAX = 600  # points of a curve: more than a screen has
@@ -185,15 +186,17 @@ def over_time(lines: Sequence[AnyLine], header: Header) -> Markup:
     for mark in _of(lines, Mark):
         for axes in (upper, lower):
             axes.axvspan(mark.began_s, mark.ended_s, color=FAULT, alpha=0.25, linewidth=0)
-        upper.annotate(mark.what, (mark.began_s, 1), xycoords=("data", "axes fraction"), va="bottom", fontsize=8)
+        upper.annotate(
+            mark.what, (mark.began_s, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8, color=INK
+        )
     upper.set_ylabel("ms from the intended start")
-    upper.set_yscale("log")
-    upper.legend(loc="upper right", frameon=False, fontsize=8)
+    _logarithmic(upper)
+    _legend(upper)
     lower.plot(at, counted, color=FIRST, linewidth=1.2, label="requests")
     lower.plot(at, failed, color=BAD, linewidth=1.2, label="failed")
     lower.set_ylabel("a second")
     lower.set_xlabel("seconds")
-    lower.legend(loc="upper right", frameon=False, fontsize=8)
+    _legend(lower)
     return _svg(figure)
 
 
@@ -222,9 +225,9 @@ def percentiles(lines: Sequence[AnyLine], header: Header) -> Markup:
     if "p95_ms" in header.objective:
         axes.axhline(header.objective["p95_ms"], color=BAD, linestyle="--", linewidth=1)
     axes.set_xticks([_drawn_out(tick) for tick in ticks], [f"{tick:g} %" for tick in ticks])
-    axes.set_yscale("log")
+    _logarithmic(axes)
     axes.set_ylabel("ms at most")
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    _legend(axes)
     return _svg(figure)
 
 
@@ -242,7 +245,7 @@ def processors(samples: Sequence[Sample]) -> Markup:
     axes.set_ylabel("% of its processors")
     axes.set_xlabel("seconds")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right", frameon=False, fontsize=7, ncols=2)
+    _legend(axes)
     return _svg(figure)
 
 
@@ -259,8 +262,8 @@ def knee(found: Sequence[Searched]) -> Markup:
             axes.plot([x for x, _ in curve], [y for _, y in curve], color=colour, linewidth=1, alpha=0.7)
     axes.set_xlabel("requests a second (curve: mean, by the Universal Scalability Law)")
     axes.set_ylabel("p95, ms")
-    axes.set_yscale("log")
-    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    _logarithmic(axes)
+    _legend(axes)
     return _svg(figure)
 
 
@@ -285,6 +288,19 @@ def _figure(count: int, heights: Sequence[float] | None = None) -> tuple[Figure,
         each.spines[["top", "right"]].set_visible(False)
         each.grid(color=FAULT, alpha=0.25, linewidth=0.6)
     return figure, list(axes[:, 0])
+
+
+def _legend(axes: Axes) -> None:
+    """Above, where it covers nothing."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, fontsize=8, ncols=6, labelcolor=INK)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """With ticks that people read: 50, 100, 200, 500."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _svg(figure: Figure) -> Markup:

@@ -102,8 +102,12 @@ def record(**changes: object) -> Record:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    return finished(tmp_path)
+
+
+def finished(place: Path) -> Path:
     """A finished run, not signed yet."""
-    evidence = Evidence.of(tmp_path / "out", "lab", BEGAN)
+    evidence = Evidence.of(place / "out", "lab", BEGAN)
     drill = evidence.folder / "drills/worker-power"
     drill.mkdir(parents=True)
     (drill / "verdict.json").write_text(json.dumps(DRILL))

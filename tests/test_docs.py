@@ -52,6 +52,16 @@ def test_every_command_of_drills_that_is_named_exists() -> None:
     assert [name for name in ("run", "list", "heal", "judge") if not re.search(rf"\b{name}\b", shown)] == []
 
 
+@pytest.mark.parametrize("module", ["certificate", "load"])
+def test_every_command_of_a_module_that_is_named_exists(module: str) -> None:
+    told = "\n".join(page.read_text() for page in PAGES)
+    named = {tuple(found) for found in re.findall(rf"python -m {module} ([a-z]+)([^\n`|#]*)", told)}
+    assert named
+    for command, rest in named:
+        shown = help_of(module, command, "--help")
+        assert [option for option in re.findall(r"--[a-z-]+", rest) if option not in shown] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
@@ -60,7 +70,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_folder_says_what_it_is_for_and_is_on_the_map() -> None:
     map_ = (ROOT / "docs/architecture.md").read_text()
-    for folder in ("environments", "provisioning", "steps", "lab", "chaos", "load"):
+    for folder in ("environments", "provisioning", "steps", "certificate", "lab", "chaos", "load"):
         first = (ROOT / folder / "__init__.py").read_text().splitlines()[0]
         assert first.startswith('"""'), folder
         assert f"`{folder}/`" in map_, folder
@@ -68,11 +78,11 @@ def test_every_folder_says_what_it_is_for_and_is_on_the_map() -> None:
 
 def test_modules_on_the_map_exist() -> None:
     rows = re.findall(
-        r"^\| `(provisioning|environments|lab|chaos)/` \|[^|]*\|([^|]*)\|",
+        r"^\| `(provisioning|environments|lab|chaos|load|certificate)/` \|[^|]*\|([^|]*)\|",
         (ROOT / "docs/architecture.md").read_text(),
         re.MULTILINE,
     )
-    assert len(rows) == 4
+    assert len(rows) == 6
     for folder, nouns in rows:
         for noun in re.findall(r"`([a-z_]+)/?`", nouns):
             places = [ROOT / folder / noun, ROOT / folder / f"{noun}.py", ROOT / folder / "mirror" / f"{noun}.py"]
