@@ -36,6 +36,7 @@ SIGNS = {Verdict.PROVEN: "+", Verdict.REFUTED: "-", Verdict.UNKNOWN: "?", Verdic
 COLOURS = {Verdict.PROVEN: "green", Verdict.REFUTED: "red", Verdict.UNKNOWN: "red", Verdict.NOT_EXERCISED: "yellow"}
 FOUND_BY = "evidence"  # the user property by which a scenario names a folder of evidence
 OUT = Path("out")
+PLUGIN = "haproof-certificate"  # the name by which pytest knows this run's certificate
 
 Judged = list[tuple[Promise, Finding, dict[str, Finding]]]
 
@@ -63,7 +64,6 @@ class Certificate:
         self._trouble = ""
         self._changes: Sequence[Change] = ()
 
-    @pytest.fixture(scope="session")
     def evidence_folder(self, target: Session) -> Path:
         """Where this run's evidence goes."""
         return self._evidence(target).folder
@@ -215,7 +215,7 @@ class Certificate:
             terminal.write_line(f"  {reason}")
         for change in self._changes:
             terminal.write_line(f"  {change}")
-        folder = self._evidence(self._target).folder
+        folder = self.evidence_folder(self._target)
         terminal.write_line(f"{folder}/certificate.html; is it unchanged? python -m certificate verify {folder}")
 
     def judged(self) -> Judged:
@@ -257,4 +257,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Begin a certificate for the features of this run's root folder."""
     folder = config.rootpath / str(config.getini("bdd_features_base_dir") or "features")
-    config.pluginmanager.register(Certificate(config, folder), "haproof-certificate")
+    config.pluginmanager.register(Certificate(config, folder), PLUGIN)
+
+
+@pytest.fixture(scope="session")
+def evidence_folder(pytestconfig: pytest.Config, target: Session) -> Path:
+    """Where this run's evidence goes."""
+    certificate: Certificate = pytestconfig.pluginmanager.getplugin(PLUGIN)
+    return certificate.evidence_folder(target)

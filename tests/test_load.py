@@ -378,8 +378,8 @@ def test_a_stall_is_not_hidden_and_errors_are_told_by_kind(tmp_path: Path) -> No
         run(plan(url(server, "/broken")), HEADER, tmp_path / "broken", lambda _: None)
     stalled = summary(read(tmp_path / "run"))
     assert stalled.requests == 160
-    # 60 of 160 waited between none and three seconds: the slowest tenth of all, two and a half and more.
-    assert 2200 < stalled.percentiles_ms[90.0] < 2900
+    # 60 of 160 came in those three seconds, 20 a second: 16 of all waited longer than 3 s - 16/20 s = 2.2 s.
+    assert 2000 < stalled.percentiles_ms[90.0] < 2500
     broken = summary(read(tmp_path / "broken"))
     assert broken.errors == {"HTTP 503": 60}
     assert broken.failed_share == 1
