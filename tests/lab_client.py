@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fake_driver import FakeDriver
 from fastapi import FastAPI
 
 from lab.api.app import create_app
@@ -14,6 +13,7 @@ from lab.api.auth import Auth
 from lab.driver import Driver
 from lab.hypervisor import Hypervisor
 from lab.paths import Paths
+from tests.fake_driver import FakeDriver
 
 TOKEN = "root@pam!haproof"
 SECRET = "0d6f7b3c-1111-4222-8333-944444444444"

@@ -5,11 +5,11 @@ from itertools import combinations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from test_chaos_target import FACTS
 
 from chaos.drill import down_at_most, planned
 from chaos.drills import Blow
 from chaos.schedule import as_drill, schedule, shrunk
+from tests.test_chaos_target import FACTS
 
 
 @given(st.integers(0, 10**6), st.integers(1, 6), st.floats(10, 120), st.integers(1, 4))

@@ -23,7 +23,6 @@ import requests
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
-from live_edge import LiveEdge, Origin, live_edge
 from openapi_core import OpenAPI
 from openapi_core.exceptions import OpenAPIError
 from openapi_core.testing import MockRequest, MockResponse
@@ -39,6 +38,7 @@ from provisioning.edge import AccessDeclared, TunnelDeclared, claimed, ingress, 
 from provisioning.poll import NotYet, poll
 from provisioning.public import Answer, PublicHost
 from provisioning.state import State
+from tests.live_edge import LiveEdge, Origin, live_edge
 
 CONTRACT = Path(__file__).resolve().parents[2] / "shared/contracts/cloudflare-openapi-subset-20240806.json.gz"
 HOST = "www.example.org"

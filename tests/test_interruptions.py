@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from live_lab import ROOT, api, build, in_lab
 
 from lab import provider
 from lab.lock import live_owner
 from lab.paths import Paths
 from provisioning.kubeadm import MARKER
 from provisioning.poll import poll
+from tests.live_lab import ROOT, api, build, in_lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.faults]
 # Where a run is cut off; each in turn by Ctrl-C and by kill -9.

@@ -12,11 +12,11 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from fake_driver import FakeDriver
-from lab_client import IMAGE, PASSWORD, SECRET, TOKEN, LabClient
 
 from lab.driver import Nic
 from lab.tasks import UPID
+from tests.fake_driver import FakeDriver
+from tests.lab_client import IMAGE, PASSWORD, SECRET, TOKEN, LabClient
 
 QEMU = "/nodes/pve/qemu"
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"

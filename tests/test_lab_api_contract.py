@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
-from lab_client import IMAGE, TEMPLATE, LabClient
 from pydantic import ValidationError
 
 from lab.api.calls import API
 from lab.api.parameters import Parameters, Reads
+from tests.lab_client import IMAGE, TEMPLATE, LabClient
 
 Schema = dict[str, Any]
 CONTRACT = Path(__file__).resolve().parents[2] / "shared/contracts/pve-api.json.gz"

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import requests
 from fakepve import FakePve
-from lab_client import IMAGE, PASSWORD, SECRET, TEMPLATE, TOKEN, LabClient
 from proxmoxer import AuthenticationError, ProxmoxAPI, ResourceException
 
 from lab import certificates
 from lab.api.server import serve
+from tests.lab_client import IMAGE, PASSWORD, SECRET, TEMPLATE, TOKEN, LabClient
 
 Step = tuple[str, Callable[[], object]]
 TIMEOUT_S = 30

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from test_certificate import finished
-from test_load import HEADER, a_minute, recorded
 
 from load import report, usl
 from load.record import Mark, Sample
 from load.report import Searched
+from tests.test_certificate import finished
+from tests.test_load import HEADER, a_minute, recorded
 
 CHROMIUM = shutil.which("chromium") or ""
 WIDTH_PX = 360

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live_lab import ROOT, api, build, in_lab, machines
 
 from environments.load import find
 from lab import provider
 from lab.lock import live_owner
 from lab.paths import Paths
+from tests.live_lab import ROOT, api, build, in_lab, machines
 
 pytestmark = pytest.mark.lab
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from live_lab import build
 
 from environments.model import Machine, Role
 from provisioning.machines import in_parallel
 from provisioning.session import Session, open_session
 from provisioning.ssh import Result
+from tests.live_lab import build
 
 pytestmark = pytest.mark.lab
 AWAY_S = 20

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from live_lab import build
 from pydantic import BaseModel
 
 from environments.model import Environment, Machine, Role
@@ -13,6 +12,7 @@ from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session, open_session
 from provisioning.site import NAMESPACE, SELECTOR, SiteDeclared, SiteInstalled, SiteRunning, unready_replicas
+from tests.live_lab import build
 
 pytestmark = pytest.mark.lab
 PATIENCE_S = 60

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from live_lab import ROOT, build
 
 from provisioning.session import open_session
 from steps.limits import keep_visiting
+from tests.live_lab import ROOT, build
 
 pytestmark = pytest.mark.lab
 

@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from live_lab import ROOT, build
 
 from chaos.facts import WHOLE, Live
 from chaos.journal import Journal
 from chaos.ledger import PREFIX, TABLE_PREFIX
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session, open_session
+from tests.live_lab import ROOT, build
 
 pytestmark = pytest.mark.lab
 # One of each way to break and to heal: the hypervisor's, a script's with its timer, two machines at once, a cable.

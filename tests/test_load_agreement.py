@@ -1,0 +1,27 @@
+"""Ours and vegeta ask one site at once, and say the same of it: also when it stands still for three seconds."""
+
+import shutil
+import signal
+
+import pytest
+
+from tests.answers import STALL_S, answering
+from tests.rivals import PERCENTILES, both, ratios
+
+RATE, DURATION_S = 40.0, 15.0
+# A page's time in milliseconds: most are quick, some are slow, a few are very slow.
+PAGE_S = [ms / 1000 for ms in (*range(30, 80), *range(80, 120), *range(150, 240, 10), 300)]
+
+needs_go = pytest.mark.skipif(shutil.which("go") is None, reason="vegeta is built by Go, which this machine has not")
+
+
+@needs_go
+@pytest.mark.parametrize("stalled", [False, True], ids=["steady", "stalled"])
+def test_ours_and_vegeta_agree(*, stalled: bool) -> None:
+    with answering(*PAGE_S) as (url, site):
+        mine, theirs = both(url, RATE, DURATION_S, lambda: site.send_signal(signal.SIGUSR1) if stalled else None)
+    assert mine.requests == theirs.requests == RATE * DURATION_S
+    assert (mine.failed, theirs.failed) == (0, 0)
+    assert ratios(mine, theirs) == {f"p{p:g}": pytest.approx(1, abs=0.1) for p in PERCENTILES}
+    # The stall is in the figures: one who asked as it began waited for all of it.
+    assert (mine.max_ms > 900 * STALL_S) is stalled
