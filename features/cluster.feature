@@ -1,7 +1,8 @@
 @cluster
 Feature: The Kubernetes cluster
-  P1: masters are redundant. P2: workers are redundant, so any of them can do another's work. What can be seen while
-  nothing fails: both sorts are whole, and Pods on different workers reach each other.
+  P1: masters are redundant. P2: workers are redundant, so any of them can do another's work. P8: nobody else joins. P13:
+  the design scales out. What can be seen while nothing fails: both sorts are whole, and Pods on different workers reach
+  each other.
 
   Rule: There are two masters, and both keep the cluster's memory
 
@@ -23,6 +24,7 @@ Feature: The Kubernetes cluster
       Given the machines of the workers
       Then each of them is a Ready node
       And each of them carries the worker's role label
+      And each of them takes new Pods
 
     @acceptance @P2
     Scenario: Every system workload is whole
@@ -39,3 +41,20 @@ Feature: The Kubernetes cluster
       Given a web server Pod on every worker
       When every Pod resolves the name of the Kubernetes API
       Then every answer is the address of that Service
+
+    @acceptance @P2
+    Scenario: Pods on all workers reach a Service
+      Given a Service with web servers on all workers
+      When every Pod calls the Service at its address inside the cluster
+      Then every call is answered by one of the Pods behind it
+
+  Rule: The cluster grows when its owner wants it, and at nobody else's wish
+
+    @acceptance @P8
+    Scenario: What nodes join by comes to an end
+      Then every token that nodes join by expires within a day
+      And no certificates for further masters outlive their token
+
+    @acceptance @P13
+    Scenario: Charts can be installed from the declared repositories
+      Then Helm on the first master knows the declared repositories and no others

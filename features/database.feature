@@ -1,7 +1,8 @@
 @database
 Feature: The database
   P5: the database is replicated and tolerates the loss of a data node. P6: it lives outside of Kubernetes. P11: the
-  site's user comes only from the cluster's network and sees only its own schema.
+  site's user comes only from the cluster's network and sees only its own schema. P12: what is configured survives a
+  reboot.
 
   Rule: All members take part, and the data nodes hold replicas of each other
 
@@ -15,6 +16,15 @@ Feature: The database
       When the management node is asked for the members
       Then as many data nodes as there are replicas form each node group
       And all data nodes run with one generation of the configuration
+
+    @acceptance @P5
+    Scenario: A data node that falls silent is missed as soon as declared
+      Then all data nodes watch each other at the declared interval
+
+    @acceptance @P12
+    Scenario: Every member starts with its machine
+      Given the machines of the database
+      Then the service of each of them runs, and starts at boot
 
     @acceptance @P6
     Scenario: The database's machines are no part of the Kubernetes cluster

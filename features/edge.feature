@@ -1,7 +1,7 @@
 @edge
 Feature: The public side
   P9: the site is public and the machines' addresses are not. P10: only authorised e-mail addresses reach the
-  administration.
+  administration. P12: what is configured survives a reboot.
 
   Rule: Everybody sees the site, and nobody sees where it is
 
@@ -25,6 +25,11 @@ Feature: The public side
     @acceptance @P9
     Scenario: The tunnel leads to the site and to nothing else
       Then the tunnel leads from the public host to the virtual address, and from every other host to nothing
+
+    @acceptance @P12
+    Scenario: The connector starts with its machine
+      Given the machine of the connector
+      Then the service of each of them runs, and starts at boot
 
     @disruptive @P9
     Scenario: The connector's machine is rebooted
@@ -72,6 +77,7 @@ Feature: The public side
       Given the session of somebody who is logged in
       Then the session opens the administration
       But altered, unsigned and self-signed copies of it do not
+      And what Access has signed for another purpose does not
 
     @acceptance @P10
     Scenario: Programs show a token of their own

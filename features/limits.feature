@@ -2,7 +2,7 @@
 Feature: Declared limits
   What the document's own topology cannot keep, stated as it truly behaves. P1: masters are redundant, but two etcd
   members are one too few. P5: the database is replicated, behind one SQL node. P6: neither Kubernetes nor the database
-  needs the other. P7: files persist, on one file server.
+  needs the other. P7: files persist, on one file server. P9: the site is public, through one connector.
 
   Background:
     Given a site that answers at its virtual address
@@ -14,6 +14,12 @@ Feature: Declared limits
       When the second master loses its power
       Then the Kubernetes API takes no writes
       And the site goes on answering
+
+    @disruptive @P1
+    Scenario: Losing the master that the API is named after takes the API away and leaves the site up
+      When the master that is the API's endpoint loses its power
+      Then the Kubernetes API takes no writes
+      And the site goes on answering within the takeover of its address
 
   Rule: One SQL node is all that the site has
 
@@ -38,3 +44,12 @@ Feature: Declared limits
       When the file server loses its power while the editor uploads an image
       Then the upload ends well once the file server is back
       And every replica serves it byte for byte
+
+  Rule: One connector is all that the public comes by
+
+    @disruptive @P9
+    Scenario: Losing the connector takes the public host away and leaves the inside
+      When the connector loses its power
+      Then the public host says that it has no connector
+      And the site goes on answering
+      And the public host answers again by itself once the connector is back

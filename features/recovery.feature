@@ -1,6 +1,6 @@
 @recovery
 Feature: Coming back
-  P12: what is configured survives a reboot. A worker that is rebooted, and a whole cluster that loses its power, come
+  P12: what is configured survives a reboot. A worker that is rebooted, and a whole target that loses its power, come
   back as they were without anybody's help, within a budget computed from the cluster's own timers.
 
   Background:
@@ -19,9 +19,9 @@ Feature: Coming back
   Rule: A power cut loses nothing that was configured
 
     @disruptive @P12
-    Scenario: All nodes lose their power at once
-      Given a Service with web servers on all workers
-      When the power of all of them is cut and returns
+    Scenario: All machines lose their power at once
+      When the power of every machine of the target is cut and returns
       Then each of them takes part in the cluster again within the budget
-      And the virtual address answers again within the budget
+      And every member of the database takes part again
+      And the site answers at its virtual address and at the public host
       And each of them still has all that was configured

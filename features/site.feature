@@ -34,6 +34,11 @@ Feature: The site
       Then the site's claim is bound to the file server's export
       And every replica has its files there
 
+    @acceptance @P7
+    Scenario: Replicas may write, and wait for their files without end
+      Then every replica writes there as the site's own user
+      And the claim's volume is mounted so that a server that is away is waited for
+
     @disruptive @P3 @P7
     Scenario: All replicas are deleted
       Given an editor who is logged in at the virtual address

@@ -1,7 +1,7 @@
 @storage
 Feature: Files on NFS
   P7: files persist on NFS: no loss of information, the same content whichever replica answers. P8: the network of the
-  cluster is isolated from other systems.
+  cluster is isolated from other systems. P12: what is configured survives a reboot.
 
   Rule: The export is there for the cluster and for nobody else
 
@@ -20,6 +20,11 @@ Feature: Files on NFS
       When a machine of the database's network asks the file server what it exports
       Then it gets no answer
 
+    @acceptance @P12
+    Scenario: The file server starts with its machine
+      Given the machine of the file server
+      Then the service of each of them runs, and starts at boot
+
   Rule: Whoever writes, everybody reads
 
     @acceptance @P7
@@ -36,10 +41,16 @@ Feature: Files on NFS
 
   Rule: What was acknowledged is not lost, and what waits goes on
 
+    @acceptance @P7
+    Scenario: What is acknowledged is on the server's disk
+      Given the site's files mounted on every worker
+      When one worker writes a file and has it synced
+      Then nothing of that file is left in the server's memory only
+
     @disruptive @P7
     Scenario: The file server loses its power while a worker writes
       Given the site's files mounted on every worker
       And a worker that writes and syncs one line after another
       When the file server loses its power and gets it back
       Then the worker goes on writing without an error
-      And every line that was acknowledged is in the file
+      And every line that was acknowledged is in the file, whose owner and mode are as before

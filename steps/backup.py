@@ -24,6 +24,8 @@ SOCKET = "/run/haproof-scratch/mysqld.sock"
 START_TIMEOUT_S = 180
 MANAGEMENT_NODE, DATA_NODE, SQL_NODE = 1, 2, 3
 
+MISSING = ("no such table",)
+
 Tables = dict[str, tuple[str, ...]]
 
 
@@ -132,6 +134,13 @@ def fingerprints(rows: list[tuple[str, ...]], counts: list[tuple[str, ...]]) -> 
     return {name: (count, checksums[name]) for name, count in counts}
 
 
+def copied(scratch: Scratch, schema: str) -> Tables:
+    """Rows and checksum of each table that came to be there; one that the backup did not hold did not."""
+    names = [row[0] for row in scratch.query(f"SHOW TABLES FROM `{schema}`")]
+    checksums, counts = ask(schema, names)
+    return fingerprints(scratch.query(checksums), scratch.query(counts)) if names else {}
+
+
 def ask(schema: str, names: list[str]) -> tuple[str, str]:
     """The two questions whose answers `fingerprints` takes. Pure."""
     tables = ", ".join(f"`{schema}`.`{name}`" for name in names)
@@ -175,7 +184,7 @@ def restored(target: Session, ndb: Ndb, database: Database) -> dict[str, tuple[t
                 if index == 0:
                     target.shell.check(machine, f"{common} --restore-meta", timeout_s=300)
                 target.shell.check(machine, f"{common} --restore-data", timeout_s=300)
-            there = fingerprints(scratch.query(checksums), scratch.query(counts))
+            there = dict.fromkeys(names, MISSING) | copied(scratch, schema)
     finally:
         for machine in ndb.data:
             target.shell.check(machine, f"rm -rf {folder}")

@@ -1,7 +1,9 @@
 """The Kubernetes cluster: its nodes, its workloads, and the members of its etcd."""
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from steps.complaints import none_of, unless
 from steps.pods import execute
 
 STEADY_TIMEOUT_S = 180  # MetalLB's speaker needs two tries of 30 s and a pause after a boot
+JOIN_LIFE = timedelta(days=1)
+TOKEN_TYPE = "bootstrap.kubernetes.io/token"
+UPLOADED_CERTIFICATES = "kubeadm-certs"
 PKI = "/etc/kubernetes/pki/etcd"
 ETCDCTL = (
     "etcdctl",
@@ -115,6 +120,73 @@ def each_is_labelled(machines: tuple[Machine, ...], cluster: Cluster) -> None:
             for m in machines
         }
     )
+
+
+@then("each of them takes new Pods")
+def each_takes_pods(machines: tuple[Machine, ...], cluster: Cluster) -> None:
+    """Neither cordoned nor tainted against them: such a node is Ready, and takes over nobody's work."""
+    nodes = {node.metadata.name: node for node in cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items}
+    none_of(
+        {
+            m.name: [
+                f"expected it to take new Pods, found the taint {taint.key}:{taint.effect}"
+                for taint in (nodes[m.name].spec.taints or [] if m.name in nodes else [])
+                if taint.effect in ("NoSchedule", "NoExecute")
+            ]
+            for m in machines
+        }
+    )
+
+
+def endless(token: Mapping[str, str], now: datetime) -> str:
+    """Why a bootstrap token, its Secret's data decoded, lasts longer than it may; empty when it does not. Pure.
+
+    Kubernetes deletes a token that has expired, and never one that names no end; kubeadm's own last a day.
+    """
+    if "expiration" not in token:
+        return "it names no end"
+    left = datetime.fromisoformat(token["expiration"]) - now
+    return f"it lasts for another {left}" if left > JOIN_LIFE else ""
+
+
+def secrets_of(cluster: Cluster) -> dict[str, Any]:
+    """The Secrets of kube-system by name."""
+    found = cluster.core.list_namespaced_secret("kube-system", _request_timeout=REQUEST_TIMEOUT_S).items
+    return {secret.metadata.name: secret for secret in found}
+
+
+def expiry(secret: Any) -> str:
+    """Why a Secret that nodes join by lasts longer than it may."""
+    data = {key: base64.b64decode(value).decode() for key, value in (secret.data or {}).items()}
+    return endless(data, datetime.now(UTC))
+
+
+@then("every token that nodes join by expires within a day")
+def tokens_expire(cluster: Cluster) -> None:
+    """By the Secrets that kubeadm keeps them in; that there is none now is well, too."""
+    tokens = [secret for secret in secrets_of(cluster).values() if secret.type == TOKEN_TYPE]
+    told = {secret.metadata.name: expiry(secret) for secret in tokens}
+    none_of({"tokens": [f"expected {name} to expire within {JOIN_LIFE}: {why}" for name, why in told.items() if why]})
+
+
+@then("no certificates for further masters outlive their token")
+def certificates_expire(cluster: Cluster) -> None:
+    """`kubeadm init --upload-certs` hangs their Secret on a token's, with which it goes after two hours."""
+    secrets = secrets_of(cluster)
+    left = secrets.get(UPLOADED_CERTIFICATES)
+    tokens = [secrets.get(owner.name) for owner in (left.metadata.owner_references or [] if left else [])]
+    bound = left is None or any(token is not None and not expiry(token) for token in tokens)
+    assert bound, f"expected {UPLOADED_CERTIFICATES} to go with a token that expires, found {tokens or 'no token'}"
+
+
+@then("Helm on the first master knows the declared repositories and no others")
+def charts(target: Session, environment: Environment) -> None:
+    """By Helm's own list."""
+    master = environment.machine(environment.kubernetes.control_plane_endpoint)
+    done = target.shell.run(master, "helm repo list --output json", timeout_s=30)
+    found = {row["name"]: row["url"] for row in json.loads(done.stdout)} if done.exit_code == 0 else {}
+    wanted = {name: str(url) for name, url in environment.helm.repositories.items()}
+    assert found == wanted, f"expected {wanted}, found {found or done.stderr.strip()}"
 
 
 @then("no workload of the system is short of Pods")

@@ -3,6 +3,7 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import pytest
@@ -13,7 +14,7 @@ from pytest_bdd import given, then, when
 from certificate.verdict import NotExercised
 from environments.model import Environment, Machine, Role
 from provisioning.access import Letters, Login, leads_to_login
-from provisioning.account import PROTECTED, Account, ServiceToken
+from provisioning.account import PERMISSION_DENIED, PROTECTED, Account, ServiceToken
 from provisioning.edge import ingress, people, suite
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.public import Answer, PublicHost, connect
@@ -386,6 +387,17 @@ def forged(public: PublicHost, session: str) -> None:
     none_of({name: refused(with_session(public, copy)) for name, copy in copies.items()})
 
 
+@then("what Access has signed for another purpose does not")
+def other_purpose(public: PublicHost) -> None:
+    """Its redirect to the login carries a token signed with the same key, for no audience that guards anything."""
+    where = public.get(ADMINISTRATION).header("location")
+    signed = parse_qs(urlsplit(where).query).get("meta", [""])[0]
+    assert signed.count(".") == 2, f"expected a signed token in the redirect to the login, found {where}"
+    answer = with_session(public, signed)
+    guarded = leads_to_login(answer.status, answer.header("location"), public.name)
+    assert guarded, f"expected the login of Access, found {answer.status}: {gist(answer.text)}"
+
+
 @given("the service token of this suite", target_fixture="service_token")
 def kept_token(target: Session) -> ServiceToken:
     """As the build kept it: Cloudflare tells its secret once."""
@@ -407,7 +419,10 @@ def wrong_secret(public: PublicHost, service_token: ServiceToken) -> None:
     """The right id with a secret of the same length."""
     wrong = {**service_token.headers, "CF-Access-Client-Secret": "0" * len(service_token.client_secret)}
     answer = public.get("/wp-login.php", wrong)
-    assert not is_sites_login(answer), "a wrong secret opens the administration"
+    refused = answer.status in PERMISSION_DENIED or leads_to_login(
+        answer.status, answer.header("location"), public.name
+    )
+    assert refused, f"expected a wrong secret to be refused, found {answer.status}: {gist(answer.text)}"
 
 
 @given("a virtual address that is open to everybody inside")
@@ -438,10 +453,11 @@ def closed_inside(target: Session, connector_machine: Machine) -> None:
     ]
     if not strangers:
         raise NotExercised("every machine of the site's network is a client of the virtual address")
-    ask = f"timeout 10 bash -c ': </dev/tcp/{environment.wordpress.vip}/80'"
-    assert target.shell.run(connector_machine, ask).exit_code == 0, f"{connector_machine.name} does not reach it"
+    ask = f"timeout 10 bash -c ': </dev/tcp/{environment.wordpress.vip}/80' && echo answered || echo silence"
+    heard = {m.name: target.shell.run(m, ask).stdout.strip() for m in (connector_machine, *strangers)}
+    wanted = {m.name: "answered" if m == connector_machine else "silence" for m in (connector_machine, *strangers)}
     none_of(
-        {m.name: unless(target.shell.run(m, ask).exit_code != 0, "expected no answer, found one") for m in strangers}
+        {name: unless(heard[name] == told, f"expected {told}, found {heard[name]}") for name, told in wanted.items()}
     )
 
 

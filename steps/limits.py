@@ -13,10 +13,12 @@ from pytest_bdd import given, then, when
 from environments.model import Environment, Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.public import PublicHost
 from provisioning.session import Session
 from provisioning.wordpress import NO_DATABASE, gist
 from steps.cluster import nodes_not_ready
-from steps.power import Power
+from steps.edge import front_page
+from steps.power import TAKEOVER_S, Power
 from steps.site import Editor, answers, at_vip, await_replicas
 
 # Twice the time after which kube-controller-manager would call a node lost, had it an API to say so.
@@ -25,6 +27,7 @@ WHOLE_TIMEOUT_S = 300
 VISIT_TIMEOUT_S = 20
 RELOADED_S = 3  # a connection that broke is no outage; a page that still does not come after this is
 WRITE_TIMEOUT_S = 10
+NO_CONNECTOR = 530
 
 
 @pytest.fixture
@@ -66,6 +69,18 @@ def second_master_cut(power: Power, environment: Environment) -> None:
     cut(power, next(m for m in environment.with_role(Role.CONTROL_PLANE) if m.name != endpoint))
 
 
+@when("the master that is the API's endpoint loses its power")
+def endpoint_cut(power: Power, environment: Environment) -> None:
+    """The one that every node knows the API by."""
+    cut(power, environment.machine(environment.kubernetes.control_plane_endpoint))
+
+
+@when("the connector loses its power")
+def connector_cut(power: Power, environment: Environment) -> None:
+    """The only one."""
+    cut(power, environment.with_role(Role.TUNNEL)[0])
+
+
 @when("the SQL node loses its power")
 def sql_cut(power: Power, environment: Environment) -> None:
     """The only one."""
@@ -95,6 +110,57 @@ def no_writes(cluster: Cluster) -> None:
         poll("an API without a quorum", refused, timeout_s=WATCHED_S, interval_s=1)
     except DeadlineExceeded as error:
         raise AssertionError(f"expected the API to take no writes, found that {error.last_state}") from error
+
+
+@then("the site goes on answering within the takeover of its address")
+def goes_on_after_takeover(environment: Environment) -> None:
+    """The master may be the one that announced it."""
+    comes_back(environment, TAKEOVER_S)
+    goes_on_answering(environment)
+
+
+@then("the site answers at its virtual address and at the public host")
+def answers_everywhere(environment: Environment) -> None:
+    """Without anybody's help."""
+    comes_back(environment, WHOLE_TIMEOUT_S)
+    public_is_back(environment)
+
+
+def comes_back(environment: Environment, timeout_s: float) -> None:
+    """Wait for the site at its virtual address."""
+    try:
+        poll("the site", lambda: answers(environment), timeout_s=timeout_s, interval_s=0.5)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected the site back, found {error.last_state}") from error
+
+
+def public_is_back(environment: Environment) -> None:
+    """Wait for the site at the public host."""
+    front_page(PublicHost.of(environment.edge), environment)
+
+
+@then("the public host says that it has no connector")
+def no_connector(environment: Environment) -> None:
+    """Cloudflare's own error for a tunnel that nobody serves: 1033, with status 530."""
+    public = PublicHost.of(environment.edge)
+
+    def told() -> bool:
+        answer = public.get("/")
+        if (answer.status, "1033" in answer.text) != (NO_CONNECTOR, True):
+            raise NotYet(f"it answers {answer.status}: {gist(answer.text)}")
+        return True
+
+    try:
+        poll("a public host without connector", told, timeout_s=WHOLE_TIMEOUT_S, interval_s=0.5)
+    except DeadlineExceeded as error:
+        raise AssertionError(f"expected error 1033, found {error.last_state}") from error
+
+
+@then("the public host answers again by itself once the connector is back")
+def public_back(environment: Environment, power: Power) -> None:
+    """Without anybody's help."""
+    power.heal()
+    public_is_back(environment)
 
 
 @then("the site goes on answering")
@@ -165,10 +231,7 @@ def no_database(environment: Environment) -> None:
 def answers_again(environment: Environment, power: Power) -> None:
     """Without anybody's help."""
     power.heal()
-    try:
-        poll("the site", lambda: answers(environment), timeout_s=WHOLE_TIMEOUT_S, interval_s=0.5)
-    except DeadlineExceeded as error:
-        raise AssertionError(f"expected the site back, found {error.last_state}") from error
+    comes_back(environment, WHOLE_TIMEOUT_S)
 
 
 @when("the file server loses its power while the editor uploads an image", target_fixture="pending_upload")

@@ -146,6 +146,18 @@ def workers(environment: Environment) -> tuple[Machine, ...]:
     return environment.with_role(Role.WORKER)
 
 
+@given("the machine of the file server", target_fixture="machines")
+def file_server_machine(environment: Environment) -> tuple[Machine, ...]:
+    """The one that exports the site's files."""
+    return environment.with_role(Role.NFS)
+
+
+@given("the machine of the connector", target_fixture="machines")
+def tunnel_machine(environment: Environment) -> tuple[Machine, ...]:
+    """The one that dials out."""
+    return environment.with_role(Role.TUNNEL)
+
+
 @given("the machine of one worker", target_fixture="machines")
 def one_worker(environment: Environment) -> tuple[Machine, ...]:
     """The last worker."""
@@ -246,7 +258,9 @@ def calls_outsiders(
         names = {str(environment.address(other)): other.name for other in called[machine.name]}
         script = CALLS.format(addresses=" ".join(names))
         rows = (line.partition(" ") for line in target.shell.check(machine, script, timeout_s=60).splitlines())
-        heard[machine.name] = {names[address]: told for address, _, told in rows}
+        answers = {names[address]: told for address, _, told in rows}
+        # Who says nothing of a call has not made it: that is no silence of the one called.
+        heard[machine.name] = {name: answers.get(name, "nothing of the call itself") for name in names.values()}
 
     in_parallel(callers, call)
     return heard

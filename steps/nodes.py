@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from posixpath import basename, dirname
 from typing import Any
 
@@ -11,15 +11,23 @@ from kubernetes import client
 from pytest_bdd import then
 
 from certificate.verdict import NotExercised
-from environments.model import Environment, Machine
+from environments.model import Environment, Machine, Role
+from provisioning import ndb
 from provisioning.cluster import Cluster
 from provisioning.session import Session
+from provisioning.tunnel import UNIT as CONNECTOR
 from steps.complaints import none_of, unless
 from steps.guests import Guests
 
 # What a guest sees of its memory is less by what its kernel and firmware keep: 3 % at 4 GiB on KVM, more below.
 MEMORY_SEEN_MIN = 0.9
 SERVICES = ("containerd", "kubelet")
+# What each other machine is there for, by unit; of several, those that it has.
+UNITS: Mapping[Role, tuple[str, ...]] = {
+    **{role: (unit,) for role, unit in ndb.UNITS.items()},
+    Role.NFS: ("nfs-server", "nfs-ganesha"),
+    Role.TUNNEL: (CONNECTOR,),
+}
 HELD = ("kubelet", "kubeadm", "kubectl")
 # The document's own three, with the name that /proc and sysctl.d files know them by.
 SYSCTLS = {
@@ -122,18 +130,27 @@ def sysctls(host: Any) -> list[str]:
     ]
 
 
-def services(host: Any) -> list[str]:
-    """Complaints about services that do not run, or would not be started at boot."""
+def states(host: Any, units: Iterable[str]) -> dict[str, list[str]]:
+    """Of those of `units` that the guest has: whether each is active, and whether it is enabled, in systemd's words."""
     answer = host.check_output(
-        f"for s in {' '.join(SERVICES)}; do "
+        f"for s in {' '.join(units)}; do systemctl cat $s >/dev/null 2>&1 || continue; "
         'echo "$s $(systemctl is-active $s 2>/dev/null) $(systemctl is-enabled $s 2>/dev/null)"; done'
     )
-    found = {name: states for name, *states in (line.split() for line in answer.splitlines())}
-    return [
-        f"expected {name} active and enabled, found {' and '.join(found[name]) or 'nothing'}"
-        for name in SERVICES
-        if found[name] != ["active", "enabled"]
-    ]
+    return {name: told for name, *told in (line.split() for line in answer.splitlines())}
+
+
+def services(host: Any) -> list[str]:
+    """Complaints about services of a node that do not run, or would not be started at boot."""
+    found = states(host, SERVICES)
+    return [complaint for name in SERVICES for complaint in not_at_work(name, found.get(name, []))]
+
+
+def not_at_work(unit: str, told: list[str]) -> list[str]:
+    """What is wrong with a unit, given its two states. Pure."""
+    return unless(
+        told == ["active", "enabled"],
+        f"expected {unit} active and enabled, found {' and '.join(told) or 'no such unit'}",
+    )
 
 
 def held(host: Any) -> list[str]:
@@ -239,6 +256,19 @@ def each_has_sysctls(machines: tuple[Machine, ...], guests: Guests) -> None:
 def each_has_services(machines: tuple[Machine, ...], guests: Guests) -> None:
     """By systemd."""
     none_of(guests.ask(machines, services))
+
+
+@then("the service of each of them runs, and starts at boot")
+def each_has_its_service(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """What the machine is there for, by systemd."""
+
+    def complaints(host: Any, role: Role) -> list[str]:
+        found = states(host, UNITS[role])
+        if not found:
+            return [f"expected a unit {' or '.join(UNITS[role])}, and there is none"]
+        return [complaint for name, told in found.items() for complaint in not_at_work(name, told)]
+
+    none_of({m.name: complaints(guests.host(m), m.role) for m in machines})
 
 
 @then("kubelet, kubeadm and kubectl on each of them are held")

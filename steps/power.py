@@ -160,11 +160,11 @@ def reboot(machines: tuple[Machine, ...], power: Power, target: Session, cluster
     return Return(since_s, budget)
 
 
-@when("the power of all of them is cut and returns", target_fixture="returned")
-def power_cut(machines: tuple[Machine, ...], power: Power, target: Session, cluster: Cluster) -> Return:
+@when("the power of every machine of the target is cut and returns", target_fixture="returned")
+def power_cut(power: Power, target: Session, cluster: Cluster) -> Return:
     """All are off before the first is on again."""
     budget = budget_for(target, cluster)
-    power.cut(machines)
+    power.cut(target.environment.machines)
     since_s = time.monotonic()
     power.give()
     return Return(since_s, budget)

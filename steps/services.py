@@ -13,7 +13,7 @@ from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from steps.complaints import none_of, unless
 from steps.namespaces import Namespaces
-from steps.pods import PORT, Pod, await_pods, web_server
+from steps.pods import PORT, Pod, await_pods, execute, until, web_server
 
 ADDRESS_TIMEOUT_S = 60  # the controller answers within a second, once it has started
 
@@ -111,8 +111,7 @@ def published_service(namespace: str, environment: Environment, cluster: Cluster
     make(cluster.core, namespace, "web")
     pods = await_pods(cluster.core, namespace, count)
     address = addresses_given(cluster.core, namespace)["web"]
-    if address is None:
-        raise DeadlineExceeded("a virtual address for the Service", ADDRESS_TIMEOUT_S, "none")
+    assert address is not None, f"expected an address for the Service within {ADDRESS_TIMEOUT_S} s, found none"
     return Published("web", address, pods)
 
 
@@ -182,5 +181,35 @@ def addresses_are_kept(holders: dict[str, IPv4Address | None], namespace: str, c
         {
             name: unless(now.get(name) == address, f"expected to keep {address}, found {now.get(name)}")
             for name, address in holders.items()
+        }
+    )
+
+
+@when("every Pod calls the Service at its address inside the cluster", target_fixture="answered")
+def pods_call_service(namespace: str, published: Published, cluster: Cluster) -> dict[str, str]:
+    """Who answered each of them."""
+    service = cluster.core.read_namespaced_service(published.name, namespace, _request_timeout=REQUEST_TIMEOUT_S)
+    script = f"timeout 3 wget -q -O - http://{service.spec.cluster_ip}/ 2>&1"
+
+    def look() -> dict[str, str]:
+        return {
+            pod.name: execute(cluster.core, namespace, pod.name, ["sh", "-c", script]).stdout.strip()
+            for pod in published.pods
+        }
+
+    names = {pod.name for pod in published.pods}
+    return until("every Pod reaches the Service", look, lambda answered: set(answered.values()) <= names)
+
+
+@then("every call is answered by one of the Pods behind it")
+def service_answers(answered: dict[str, str], published: Published) -> None:
+    """By its name, which is its page; each node has rules of its own for a Service's address."""
+    pods = {pod.name: pod for pod in published.pods}
+    none_of(
+        {
+            f"{caller} on {pods[caller].node}": unless(
+                answer in pods, f"expected one of the Pods behind the Service to answer, heard {answer!r}"
+            )
+            for caller, answer in answered.items()
         }
     )

@@ -22,6 +22,7 @@ from steps.pods import Pod, execute
 
 REPLICAS_TIMEOUT_S = 240
 SEEN_TIMEOUT_S = 30
+FILES = "/var/www/html"
 MOUNT_TYPES = ("nfs", "nfs4", "fuse.nfs")
 
 
@@ -227,10 +228,30 @@ def replicas_mount_it(cluster: Cluster, environment: Environment, replicas: tupl
     complaints = {}
     for replica in replicas:
         rows = execute(cluster.core, NAMESPACE, replica.name, ["cat", "/proc/mounts"]).stdout.splitlines()
-        mount = next((row.split() for row in rows if row.split()[1] == "/var/www/html"), ["nothing", "", "none"])
+        mount = next((row.split() for row in rows if row.split()[1] == FILES), ["nothing", "", "none"])
         right = mount[2] in MOUNT_TYPES and mount[0].endswith(f":{environment.nfs.export}")
         complaints[replica.name] = unless(right, f"expected its files by NFS, found {mount[0]} of type {mount[2]}")
     none_of(complaints)
+
+
+@then("every replica writes there as the site's own user")
+def replicas_write(cluster: Cluster, environment: Environment, replicas: tuple[Pod, ...]) -> None:
+    """As the web server does when somebody uploads."""
+    file = f"{FILES}/wp-content/.haproof-{secrets.token_hex(4)}"
+    script = (
+        f"setpriv --reuid=33 --regid=33 --clear-groups sh -c 'echo written > {file} && cat {file}; rm -f {file}' 2>&1"
+    )
+    told = {r.name: execute(cluster.core, NAMESPACE, r.name, ["sh", "-c", script]).stdout.strip() for r in replicas}
+    none_of({name: unless(text == "written", f"expected to write, found {text}") for name, text in told.items()})
+
+
+@then("the claim's volume is mounted so that a server that is away is waited for")
+def hard_mount(cluster: Cluster) -> None:
+    """A soft mount gives up after a while, and what was being written is lost; hard is what nfs(5) does by default."""
+    volume = cluster.core.read_persistent_volume(VOLUME, _request_timeout=REQUEST_TIMEOUT_S)
+    options = {option for words in volume.spec.mount_options or [] for option in words.split(",")}
+    given_up = options & {"soft", "softerr", "softreval"}
+    assert not given_up, f"expected {VOLUME} mounted hard, found {', '.join(sorted(options))}"
 
 
 def await_replicas(cluster: Cluster, count: int, gone: frozenset[str] = frozenset()) -> tuple[Pod, ...]:
@@ -332,7 +353,13 @@ def readable(cluster: Cluster) -> Iterator[tuple[str, str]]:
     for pod in cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR).items:
         yield f"Pod {pod.metadata.name}", str(pod)
         yield f"log of {pod.metadata.name}", str(cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE))
+        if any(status.restart_count for status in pod.status.container_statuses or []):
+            before = cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE, previous=True)
+            yield f"log of {pod.metadata.name} before its restart", str(before)
     yield f"Deployment {NAME}", str(cluster.apps.read_namespaced_deployment(NAME, NAMESPACE))
+    yield f"Service {NAME}", str(cluster.core.read_namespaced_service(NAME, NAMESPACE))
+    yield f"PersistentVolume {VOLUME}", str(cluster.core.read_persistent_volume(VOLUME))
+    yield f"PersistentVolumeClaim {CLAIM}", str(cluster.core.read_namespaced_persistent_volume_claim(CLAIM, NAMESPACE))
     for revision in cluster.apps.list_namespaced_replica_set(NAMESPACE, label_selector=SELECTOR).items:
         yield f"ReplicaSet {revision.metadata.name}", str(revision)
     for values in cluster.core.list_namespaced_config_map(NAMESPACE).items:

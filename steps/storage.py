@@ -9,6 +9,7 @@ from ipaddress import IPv4Network
 import pytest
 from pytest_bdd import given, then, when
 
+from certificate.verdict import NotExercised
 from environments.model import Environment, Machine, Role
 from provisioning.machines import in_parallel
 from provisioning.poll import DeadlineExceeded, NotYet, poll
@@ -21,6 +22,27 @@ ASK_TIMEOUT_S = 20
 # Boot, and for version 4 the grace period; a client of version 3 goes on when it has its connection again.
 RETURN_TIMEOUT_S = 180
 LINES_BEFORE, LINES_AFTER = 20, 20
+# What files are to be, as `mode uid gid`, by their names.
+OWNED: Mapping[str, str] = {"plain": "644 33 33", "secret": "600 0 0", "shared": "664 33 0", "program": "755 1000 1000"}
+WRITTEN = "644 0 0"  # what the writer's own file is
+# Pages of a file that are in memory only, by the kernel (cachestat(2), Linux 6.5); its number is the same everywhere.
+CACHESTAT = 451
+UNSAVED = f"""\
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+file = os.open(sys.argv[1], os.O_RDONLY)
+length, told = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+if libc.syscall({CACHESTAT}, file, ctypes.byref(length), ctypes.byref(told), 0):
+    print("unknown:", os.strerror(ctypes.get_errno()))
+else:
+    print(told[1] + told[2])
+"""
+SYNCED = """\
+import os, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
+os.write(file, os.urandom(1_000_000))
+os.fsync(file)
+"""
 WRITER = """\
 import os, sys
 file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -50,12 +72,10 @@ class Mounts:
         return self.shell.check(machine, f"cd {self.place}/{self.folder} && {script}", timeout_s=60)
 
     def clear(self) -> None:
-        """Remove the folder, unmount, and see that both are gone."""
+        """Remove the folder, unmount, and see that both are gone, however much of it came to be."""
         self.shell.check(self.machines[0], f"rm -rf {self.place}/{self.folder}", timeout_s=60)
-        in_parallel(
-            self.machines,
-            lambda machine: self.shell.check(machine, f"umount {self.place} && rmdir {self.place}", timeout_s=60),
-        )
+        script = f"! mountpoint -q {self.place} || umount {self.place}; test ! -d {self.place} || rmdir {self.place}"
+        in_parallel(self.machines, lambda machine: self.shell.check(machine, script, timeout_s=60))
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,7 @@ def master_asks(target: Session, file_server: Machine) -> Mapping[str, list[str]
     """Each exported directory, and to whom."""
     master = target.environment.with_role(Role.CONTROL_PLANE)[0]
     asked = ask_for_exports(target.shell, master, file_server, target.environment)
-    assert asked.exit_code == 0, f"expected {file_server.name} to answer, found {asked.stderr.strip()}"
+    assert asked.exit_code == 0, f"expected {file_server.name} to tell its exports, found {asked.stderr.strip()}"
     rows = [line.split(None, 1) for line in asked.stdout.splitlines() if line.strip()]
     return {row[0]: row[1].split(",") for row in rows}
 
@@ -149,14 +169,17 @@ def outsider_asks(target: Session, file_server: Machine) -> Result:
         if not set(machine.addresses) & set(file_server.addresses)
     )
     address = environment.address(file_server)
-    script = f"timeout 5 bash -c 'exec 3<>/dev/tcp/{address}/2049' && echo answered"
+    script = f"timeout 5 bash -c 'exec 3<>/dev/tcp/{address}/2049' && echo answered || echo silence"
+    neighbour = environment.with_role(Role.WORKER)[0]
+    heard = target.shell.run(neighbour, script, timeout_s=30).stdout.strip()
+    assert heard == "answered", f"expected {file_server.name} to answer {neighbour.name} at least, found {heard}"
     return target.shell.run(outsider, script, timeout_s=30)
 
 
 @then("it gets no answer")
 def no_answer(asked: Result) -> None:
-    """Neither a connection nor a word."""
-    assert "answered" not in asked.stdout, "expected no connection to the file server, found one"
+    """Neither a connection nor a word, from a server that answers others."""
+    assert asked.stdout.strip() == "silence", f"expected no connection to the file server, found {asked.stdout.strip()}"
 
 
 @given("the site's files mounted on every worker", target_fixture="mounts")
@@ -168,17 +191,20 @@ def mounted(target: Session, file_server: Machine) -> Iterator[Mounts]:
     source = f"{environment.reached_from(workers[0], file_server)}:{environment.nfs.export}"
 
     def mount(machine: Machine) -> None:
-        script = (
-            f"mkdir -p {mounts.place} && mount -t nfs -o hard,nfsvers=3 {source} {mounts.place} && "
-            # A helper that says yes with nothing mounted would have every later step pass on the local disk.
-            f"findmnt -n -t nfs,nfs4,fuse.nfs {mounts.place}"
-        )
-        target.shell.check(machine, script, timeout_s=120)
+        script = f"mkdir -p {mounts.place} && mount -t nfs -o hard,nfsvers=3 {source} {mounts.place}"
+        done = target.shell.run(machine, script, timeout_s=120)
+        assert done.exit_code == 0, f"expected {machine.name} to mount {source}, found {done.stderr.strip()}"
+        # A helper that says yes with nothing mounted would have every later step pass on the local disk.
+        told = target.shell.run(machine, f"findmnt -n -t nfs,nfs4,fuse.nfs -o SOURCE {mounts.place}").stdout.strip()
+        assert told == source, f"expected {source} mounted by NFS on {machine.name}, found {told or 'another disk'}"
 
-    in_parallel(workers, mount)
-    target.shell.check(workers[0], f"mkdir -m 777 {mounts.place}/{mounts.folder}", timeout_s=60)
-    yield mounts
-    mounts.clear()
+    try:
+        in_parallel(workers, mount)
+        made = target.shell.run(workers[0], f"mkdir -m 777 {mounts.place}/{mounts.folder}", timeout_s=60)
+        assert made.exit_code == 0, f"expected {source} to be written to, found {made.stderr.strip()}"
+        yield mounts
+    finally:
+        mounts.clear()
 
 
 @when("one worker writes a file and closes it", target_fixture="written")
@@ -201,32 +227,54 @@ def everybody_reads(mounts: Mounts, written: str) -> None:
     )
 
 
+@when("one worker writes a file and has it synced")
+def write_synced(mounts: Mounts) -> None:
+    """The first one; a megabyte, which the server's kernel would keep for half a minute by itself."""
+    mounts.run(mounts.machines[0], f"python3 -c {shlex.quote(SYNCED)} synced")
+
+
+@then("nothing of that file is left in the server's memory only")
+def on_disk(mounts: Mounts, target: Session, file_server: Machine) -> None:
+    """By the server's kernel; one that cannot tell has its own NFS server, which tells how it exports."""
+    export = target.environment.nfs.export
+    where = f"{export}/{mounts.folder}/synced"
+    told = target.shell.check(file_server, f"python3 -c {shlex.quote(UNSAVED)} {where}", timeout_s=30).strip()
+    if told.isdigit():
+        assert told == "0", f"expected all of an acknowledged file on the disk, found {told} pages in memory only"
+        return
+    options = target.shell.run(file_server, "exportfs -v", timeout_s=30).stdout
+    if not options.strip():
+        raise NotExercised(f"the kernel of {file_server.name} cannot tell what is on its disk ({told})")
+    assert "async" not in options, f"expected {export} exported with sync, found {options.strip()}"
+
+
 @when("one worker writes files of different owners and modes", target_fixture="owned")
-def write_owned(mounts: Mounts) -> dict[str, str]:
+def write_owned(mounts: Mounts) -> Mapping[str, str]:
     """What each file is to be, as `mode uid gid`, by its name."""
-    owned = {"plain": "644 33 33", "secret": "600 0 0", "shared": "664 33 0", "program": "755 1000 1000"}
     lines = []
-    for name, described in owned.items():
+    for name, described in OWNED.items():
         mode, uid, gid = described.split()
-        lines.append(f"touch {name} && chown {uid}:{gid} {name} && chmod {mode} {name}")
-    mounts.run(mounts.machines[0], " && ".join(lines))
-    return owned
+        # What the server refuses shows in what the file is afterwards.
+        lines.append(f"touch {name}; chown {uid}:{gid} {name} || true; chmod {mode} {name} || true")
+    mounts.run(mounts.machines[0], "; ".join(lines))
+    return OWNED
 
 
 @then("every worker sees these owners and modes")
 def everybody_sees(mounts: Mounts, owned: Mapping[str, str]) -> None:
     """Each file on each worker."""
-    names = " ".join(owned)
-    complaints = {}
-    for machine in mounts.machines:
-        told = mounts.run(machine, f"stat -c '%n %a %u %g' {names}").splitlines()
-        found = {line.split()[0]: line.split(None, 1)[1] for line in told}
-        complaints[machine.name] = [
-            f"expected {name} to be {wanted}, found {found.get(name)}"
-            for name, wanted in owned.items()
-            if found.get(name) != wanted
-        ]
-    none_of(complaints)
+    none_of({machine.name: unlike(mounts, machine, owned) for machine in mounts.machines})
+
+
+def unlike(mounts: Mounts, machine: Machine, owned: Mapping[str, str]) -> list[str]:
+    """Files whose `mode uid gid` is not as wanted, as the machine sees them; raises ActionFailed."""
+    told = mounts.run(machine, f"stat -c '%n %a %u %g' {' '.join(owned)}").splitlines()
+    found = {line.split()[0]: line.split(None, 1)[1] for line in told}
+    return [
+        f"expected {name} to be {wanted}, found {found.get(name)}"
+        for name, wanted in owned.items()
+        if found.get(name) != wanted
+    ]
 
 
 @given("a worker that writes and syncs one line after another", target_fixture="writer")
@@ -264,9 +312,10 @@ def goes_on(writer: Writer) -> None:
     assert not errors, f"expected the writer to wait, found {errors}"
 
 
-@then("every line that was acknowledged is in the file")
+@then("every line that was acknowledged is in the file, whose owner and mode are as before")
 def nothing_lost(writer: Writer) -> None:
     """Read by another worker; a line may be there twice, for its acknowledgement may have been lost."""
+    none_of({"lines": unlike(writer.mounts, writer.mounts.machines[0], {"lines": WRITTEN})})
     acknowledged = writer.acknowledged()
     found = set(writer.mounts.run(writer.mounts.machines[0], "cat lines").split())
     lost = [line for line in acknowledged if line not in found]
