@@ -13,16 +13,17 @@ PACKAGES := ca-certificates chromium debootstrap dpkg-dev e2fsprogs gcc gpg gpg-
 	binutils bison cmake g++ liblz4-dev libncurses-dev libssl-dev libtirpc-dev libzstd-dev ninja-build pkg-config \
 	rpcsvc-proto zlib1g-dev
 
-.PHONY: help certify test drills ruler faults unit check bench setup lock clean
+.PHONY: help certify test drills ruler faults sabotage quiet unit check bench setup lock clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 certify: setup ## build the lab's target where it is not built, then judge every promise
 	$(RUN)/pytest
 
-test: setup check ## unit tests, then the lab built from nothing and every feature run
+test: setup check ## unit tests, then the lab built from nothing, every feature run, and ten lies told to it
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests features -m "not faults and (short or not drill)" --chaos lab --drills 4 --seed $(SEED)
+	$(RUN)/pytest tests features -m "not faults and not sabotage and (short or not drill)" --chaos lab --drills 4 --seed $(SEED)
+	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; needs about 45 minutes
 	$(RUN)/pytest features -m drill --chaos lab
@@ -33,6 +34,12 @@ ruler: setup ## outages of known length, measured as drills measure them; half a
 faults: setup ## bring-ups cut off at every action and drills killed at any moment; about an hour
 	$(RUN)/python -m lab down --delete
 	$(RUN)/pytest tests/test_interruptions.py tests/test_wounds.py
+
+sabotage: setup ## every lie told to the lab, caught and taken back; the matrix; up to 90 minutes
+	$(RUN)/pytest tests/sabotage -m sabotage --seed $(SEED)
+
+quiet: setup ## the untouched lab judged ten times from its snapshot, half of them on a busy machine; an hour
+	$(RUN)/python -m tests.sabotage.quiet
 
 unit: setup ## tests that need neither root nor a target
 	$(RUN)/pytest tests -m "not lab"

@@ -28,8 +28,8 @@ pytest_plugins = [
     "steps.database",
     "steps.storage",
     "steps.site",
-    "steps.limits",
     "steps.edge",
+    "steps.limits",
     "steps.drills",
     "steps.vip",
 ]

@@ -1,0 +1,62 @@
+"""The stage that lies are told on, and the matrix that they make."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from certificate.promises import tags_of, templates
+from provisioning.report import Terminal
+from provisioning.session import open_session
+from tests.sabotage.matrix import Row, Told, lines
+from tests.sabotage.stage import Stage
+
+MATRIX = pytest.StashKey[list[Row]]()
+FEATURES = Path(__file__).parent.parent.parent / "features"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many."""
+    parser.getgroup("haproof", "target").addoption(
+        "--lies", type=int, metavar="N", help="tell N lies, picked at random, none that takes a rollback (default: all)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """An empty matrix."""
+    config.stash[MATRIX] = []
+
+
+@pytest.fixture(scope="session")
+def scenarios() -> tuple[Told, ...]:
+    """Every scenario of the features."""
+    return tuple(Told(template.name, tags_of(template)) for template in templates(FEATURES))
+
+
+@pytest.fixture(scope="session")
+def matrix(pytestconfig: pytest.Config) -> list[Row]:
+    """What came of the lies so far."""
+    return pytestconfig.stash[MATRIX]
+
+
+@pytest.fixture(scope="session")
+def stage(pytestconfig: pytest.Config) -> Stage:
+    """A built target that is whole, and what it is rolled back to."""
+    env = pytestconfig.option.env
+    session = open_session(env)
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled(), session.state.locked("preparing sabotage"):
+        session.build(Terminal(Console(stderr=True)))
+    stage = Stage(session, env)
+    stage.await_whole()
+    stage.keep()
+    return stage
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The matrix."""
+    if rows := config.stash[MATRIX]:
+        terminalreporter.section("sabotage")
+        told = tuple(Told(template.name, tags_of(template)) for template in templates(FEATURES))
+        for line in lines(rows, told):
+            terminalreporter.write_line(line)

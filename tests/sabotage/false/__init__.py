@@ -1,0 +1,10 @@
+"""Parts of the suite that lie, each a plugin for pytest's -p that takes the place of the honest one."""
+
+from chaos import drill, lifeline
+
+
+def swap(honest: str, false: str) -> None:
+    """Let drills start the process `false` where they mean `honest`; both are names of modules."""
+    drill.helper = lambda module, plan, file: lifeline.helper(  # type: ignore[assignment,attr-defined]
+        false if module == honest else module, plan, file
+    )

@@ -1,0 +1,1 @@
+"""The lies, by layer of the target."""

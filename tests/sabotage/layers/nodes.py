@@ -1,0 +1,125 @@
+"""Lies about what is configured on a Kubernetes node."""
+
+from environments.model import Machine, Role
+from tests.sabotage.lie import Lie, Tell, on
+from tests.sabotage.stage import Stage
+
+LAYER = "nodes"
+PROGRAM = "/usr/bin/kubectl"
+
+
+def worker(stage: Stage) -> Machine:
+    """The last one."""
+    return stage.with_role(Role.WORKER, -1)
+
+
+def away(path: str) -> Tell:
+    """A file is not where it was."""
+    return on(worker, f"mv {path} {path}.sabotage", f"test ! -e {path}.sabotage || mv {path}.sabotage {path}")
+
+
+def sed(path: str, old: str, new: str, then: str = "true") -> Tell:
+    """A file says something else, and somebody takes notice of it."""
+    return on(
+        worker,
+        f"cp -p {path} {path}.sabotage; sed -i 's|{old}|{new}|' {path}; ! cmp -s {path} {path}.sabotage; {then}",
+        f"mv {path}.sabotage {path}; {then}",
+    )
+
+
+SHAM = '#!/bin/sh\\necho {\\"clientVersion\\": {\\"gitVersion\\": \\"v1.29.0\\"}}\\n'
+LIES = (
+    Lie(
+        "swap-at-boot",
+        LAYER,
+        ("P12",),
+        "expected no swap, found: in fstab /swapfile",
+        on(worker, "echo '/swapfile none swap sw 0 0' >> /etc/fstab", "sed -i '/^.swapfile/d' /etc/fstab"),
+    ),
+    Lie("sysctl-gone-at-boot", LAYER, ("P12",), "= 1 at boot, found None", away("/etc/sysctl.d/k8s.conf")),
+    Lie(
+        "sysctl-not-in-force",
+        LAYER,
+        ("P12",),
+        "bridge-nf-call-ip6tables = 1 now, found '0'",
+        on(
+            worker,
+            "echo 0 > /proc/sys/net/bridge/bridge-nf-call-ip6tables",
+            "echo 1 > /proc/sys/net/bridge/bridge-nf-call-ip6tables",
+        ),
+    ),
+    Lie(
+        "modules-gone-at-boot",
+        LAYER,
+        ("P12",),
+        "among the modules loaded at boot",
+        away("/etc/modules-load.d/k8s.conf"),
+    ),
+    Lie(
+        "cgroup-drivers-apart",
+        LAYER,
+        ("P12",),
+        "expected containerd to use systemd, found cgroupfs",
+        sed(
+            "/etc/containerd/config.toml",
+            "SystemdCgroup = true",
+            "SystemdCgroup = false",
+            "systemctl restart containerd",
+        ),
+    ),
+    Lie(
+        "kubelet-not-enabled",
+        LAYER,
+        ("P12",),
+        "expected kubelet active and enabled, found active and disabled",
+        on(worker, "systemctl disable -q kubelet", "systemctl enable -q kubelet"),
+    ),
+    Lie(
+        "containerd-not-enabled",
+        LAYER,
+        ("P12",),
+        "expected containerd active and enabled, found active and disabled",
+        on(worker, "systemctl disable -q containerd", "systemctl enable -q containerd"),
+    ),
+    Lie(
+        "not-held",
+        LAYER,
+        ("P12",),
+        "expected kubeadm to be held",
+        on(worker, "apt-mark unhold kubeadm >/dev/null", "apt-mark hold kubeadm >/dev/null"),
+    ),
+    Lie(
+        "another-release-of-kubectl",
+        LAYER,
+        ("P12",),
+        "expected kubectl .* found v1.29.0",
+        on(
+            worker,
+            f"mv {PROGRAM} {PROGRAM}.sabotage; printf '{SHAM}' > {PROGRAM}; chmod 755 {PROGRAM}",
+            f"mv {PROGRAM}.sabotage {PROGRAM}",
+        ),
+    ),
+    Lie(
+        "another-debian",
+        LAYER,
+        ("P12",),
+        "expected debian 12, found debian 11",
+        sed("/etc/os-release", 'VERSION_ID="12"', 'VERSION_ID="11"'),
+    ),
+    Lie(
+        "kubelet-not-enabled-at-a-reboot",
+        LAYER,
+        ("P12",),
+        "expected every node Ready",
+        on(worker, "systemctl disable -q kubelet", "systemctl enable -q --now kubelet"),
+        scenarios=("A worker is rebooted",),
+    ),
+    Lie(
+        "sysctl-gone-after-a-power-cut",
+        LAYER,
+        ("P12",),
+        "bridge-nf-call-ip6tables = 1",
+        away("/etc/sysctl.d/k8s.conf"),
+        scenarios=("All machines lose their power at once",),
+    ),
+)

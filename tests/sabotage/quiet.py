@@ -1,0 +1,88 @@
+"""`python -m tests.sabotage.quiet`: an untouched target, judged again and again from its snapshot, cries no wolf.
+
+Every second run has as many busy processes beside it as the machine has processors. Exit code 1 when any scenario
+said anything but what it must.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from certificate.promises import tags_of, templates
+from provisioning.session import open_session
+from tests.sabotage.matrix import QUIET
+from tests.sabotage.stage import ROOT, Stage
+
+RUNS = 10
+
+
+def spin() -> None:
+    """Never rest."""
+    while True:
+        pass
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """As many busy processes as there are processors; they go with this one, and at the end of the block."""
+    fork = multiprocessing.get_context("spawn")
+    processes = [fork.Process(target=spin, daemon=True) for _ in range(os.cpu_count() or 1)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Nothing beside it."""
+    yield
+
+
+def named(manners: set[str], features: Path) -> tuple[str, ...]:
+    """Scenarios of these manners: acceptance, disruptive, drill."""
+    return tuple(template.name for template in templates(features) if tags_of(template) & manners)
+
+
+def main() -> int:
+    """Judge it again and again, a line a run."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sabotage.quiet", description=__doc__)
+    parser.add_argument("--env", default="lab", help="environment to judge (default: lab)")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"how often (default: {RUNS})")
+    parser.add_argument(
+        "--manner",
+        action="append",
+        choices=["acceptance", "disruptive", "drill"],
+        help="which scenarios (default: acceptance and disruptive)",
+    )
+    arguments = parser.parse_args()
+    scenarios = named({*(arguments.manner or ("acceptance", "disruptive"))}, ROOT / "features")
+    stage = Stage(open_session(arguments.env), arguments.env)
+    stage.keep()
+    wolves = 0
+    for number in range(1, arguments.runs + 1):
+        stage.roll_back()
+        began_s, beside = time.monotonic(), busy if number % 2 == 0 else calm
+        with beside():
+            found = stage.judge(scenarios)
+        cried = {name: finding for name, finding in found.items() if finding.verdict not in QUIET}
+        wolves += bool(cried)
+        told = "; ".join(f"{name}: {f.verdict} {f.reason}" for name, f in cried.items()) or "quiet"
+        took_s = time.monotonic() - began_s
+        sys.stdout.write(f"run {number} ({beside.__name__}), {len(found)} scenarios in {took_s:.0f} s: {told}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{wolves} of {arguments.runs} runs cried wolf\n")
+    return 1 if wolves else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The target that lies are told to: how its machines are reached, what its scenarios say, whether it is whole again."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from certificate.verdict import Finding, Verdict
+from chaos.facts import WHOLE, Live
+from environments.model import Environment, Machine, Role
+from provisioning.cluster import Cluster
+from provisioning.poll import NotYet, poll
+from provisioning.session import Session
+
+ROOT = Path(__file__).parent.parent.parent
+SNAPSHOT = "built"
+SCRIPT_TIMEOUT_S = 240
+WHOLE_TIMEOUT_S = 300
+JUDGED_TIMEOUT_S = 1500
+EAR = "tests.sabotage.ear"
+KUBECTL = "export KUBECONFIG=/etc/kubernetes/admin.conf; "
+
+
+class NotJudged(Exception):
+    """The scenarios could not be run; the message holds what pytest said last."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A session that is not held: the scenarios, a process of their own, hold the target while they run."""
+
+    session: Session
+    env: str
+
+    @property
+    def environment(self) -> Environment:
+        """What the target is declared to be."""
+        return self.session.environment
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Its Kubernetes API."""
+        return self.session.cluster
+
+    def with_role(self, role: Role, at: int = 0) -> Machine:
+        """The at-th machine of a role."""
+        return self.environment.with_role(role)[at]
+
+    def run(self, machine: Machine, script: str, stdin: str = "") -> str:
+        """What `script` prints on a machine; raises ActionFailed."""
+        return self.session.shell.check(machine, f"set -e; {script}", stdin=stdin, timeout_s=SCRIPT_TIMEOUT_S)
+
+    def kubectl(self, words: str, stdin: str = "") -> str:
+        """What kubectl prints, as the cluster's administrator; raises ActionFailed."""
+        return self.run(self.with_role(Role.CONTROL_PLANE), f"{KUBECTL}kubectl {words}", stdin)
+
+    def judge(self, scenarios: Collection[str], plugin: str = "") -> Mapping[str, Finding]:
+        """What each scenario, by name, says of the target as it is now; raises NotJudged.
+
+        By `pytest --no-build`, as anybody would run it; only the choice of scenarios and the ear are ours.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            wanted, heard = Path(folder) / "wanted.json", Path(folder) / "heard.json"
+            wanted.write_text(json.dumps(sorted(scenarios)))
+            command = [sys.executable, "-m", "pytest", "features", "-q", "--no-build", "--env", self.env]
+            command += ["-p", EAR, "--scenarios", str(wanted), "--heard", str(heard)]
+            command += ["--chaos", self.environment.name, "-p", "no:cacheprovider", *(["-p", plugin] if plugin else [])]
+            done = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=JUDGED_TIMEOUT_S, check=False
+            )
+            if not heard.exists():
+                raise NotJudged(f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}".strip())
+            found = json.loads(heard.read_text())
+        return {name: Finding(Verdict(verdict), reason) for name, (verdict, reason) in found.items()}
+
+    def await_whole(self) -> None:
+        """Wait until every part of the target says that it is whole; raises DeadlineExceeded with what does not."""
+        live = Live(self.session, self.cluster)
+
+        def whole() -> bool:
+            if found := {name: state for name, state in live.states().items() if state != WHOLE}:
+                raise NotYet("; ".join(f"{name}: {state}" for name, state in found.items()))
+            return True
+
+        poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)
+
+    def keep(self) -> None:
+        """Keep the disks of all machines, unless they were kept before; raises HypervisorError."""
+        hypervisor = self.session.hypervisor
+        for machine in self.environment.machines:
+            kept = {row["name"] for row in hypervisor.call("get", f"qemu/{machine.vmid}/snapshot")}
+            if SNAPSHOT not in kept:
+                hypervisor.task("post", f"qemu/{machine.vmid}/snapshot", snapname=SNAPSHOT)
+
+    def roll_back(self) -> None:
+        """Put all disks back to what was kept, start every machine, and wait; raises HypervisorError."""
+        hypervisor, machines = self.session.hypervisor, self.environment.machines
+        for machine in machines:
+            if hypervisor.power(machine.vmid) != "stopped":
+                hypervisor.stop(machine.vmid)
+        for machine in machines:
+            hypervisor.task("post", f"qemu/{machine.vmid}/snapshot/{SNAPSHOT}/rollback")
+        for machine in machines:
+            hypervisor.start(machine.vmid)
+        self.await_whole()

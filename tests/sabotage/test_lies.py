@@ -1,0 +1,61 @@
+"""Each lie is told to a built lab, caught by the promises that it breaks and by no other, and taken back."""
+
+import random
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from certificate.verdict import Finding, Verdict
+from provisioning.action import ActionFailed
+from provisioning.hypervisor import HypervisorError
+from provisioning.poll import DeadlineExceeded
+from tests.sabotage.catalogue import LIES
+from tests.sabotage.lie import Lie
+from tests.sabotage.matrix import Row, Told, bystanders, owing
+from tests.sabotage.stage import NotJudged, Stage
+
+BYSTANDERS = 2
+TROUBLE = (ActionFailed, DeadlineExceeded, HypervisorError, NotJudged)
+
+pytestmark = [pytest.mark.lab, pytest.mark.sabotage]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a lie; with --lies N, so many of them, picked by --seed among those that take no rollback."""
+    if "lie" not in metafunc.fixturenames:
+        return
+    wanted = metafunc.config.getoption("--lies", default=None)
+    lies = [lie for lie in LIES if wanted is None or not lie.rollback]
+    if wanted is not None:
+        picked = random.Random(metafunc.config.option.seed).sample(lies, min(wanted, len(lies)))
+        lies = [lie for lie in lies if lie in picked]
+    metafunc.parametrize("lie", lies, ids=lambda lie: lie.name)
+
+
+def test_a_lie_is_caught(
+    lie: Lie, stage: Stage, scenarios: tuple[Told, ...], matrix: list[Row], pytestconfig: pytest.Config
+) -> None:
+    tags = {scenario.name: scenario.tags for scenario in scenarios}
+    asked = {*owing(lie, scenarios), *bystanders(lie, scenarios, pytestconfig.option.seed, BYSTANDERS)}
+    found: Mapping[str, Finding] = {}
+    trouble, began_s, judged_s = "", time.monotonic(), 0.0
+    try:
+        with lie.tell(stage):
+            found = stage.judge(asked, lie.plugin)
+            judged_s = time.monotonic() - began_s
+    except TROUBLE as error:
+        trouble = f"it could not be told or taken back: {error}"
+    row = Row(lie, found, tags, judged_s, 0.0, trouble)
+    try:
+        if lie.rollback or trouble:
+            stage.roll_back()
+        stage.await_whole()
+        # What noticed the lie must notice that it is over.
+        still = {name: f for name, f in stage.judge(row.caught).items() if f.verdict is not Verdict.PROVEN}
+        trouble = trouble or "; ".join(f"“{name}” still says {f.verdict}: {f.reason}" for name, f in still.items())
+    except TROUBLE as error:
+        trouble = f"{trouble}; not whole again: {error}"
+    row = Row(lie, found, tags, judged_s, time.monotonic() - began_s - judged_s, trouble)
+    matrix.append(row)
+    assert not row.complaint, row.complaint
