@@ -30,6 +30,8 @@ pytest_plugins = [
     "steps.site",
     "steps.edge",
     "steps.limits",
+    "steps.growth",
+    "steps.interference",
     "steps.drills",
     "steps.vip",
 ]

@@ -58,3 +58,8 @@ Feature: The Kubernetes cluster
     @acceptance @P13
     Scenario: Charts can be installed from the declared repositories
       Then Helm on the first master knows the declared repositories and no others
+
+    @disruptive @P13
+    Scenario: One worker more
+      When one worker more is built than declared
+      Then it becomes a Ready node that takes new Pods

@@ -31,6 +31,11 @@ Feature: The database
       Given the machines of the database
       Then none of them is a node of the Kubernetes cluster
 
+    @disruptive @P6
+    Scenario: Load on Kubernetes is no load of the database
+      When every processor of every worker is busy
+      Then the database answers as fast as before
+
   Rule: Every table of the site is in the cluster, not on the one SQL node
 
     @acceptance @P5

@@ -1,18 +1,30 @@
 """Lies about the public side: who is let in, by which way, and what is told on it."""
 
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from environments.model import Machine, Role
+from lab import edge
+from lab.paths import Paths
 from provisioning.account import Account, Application, Policy
-from provisioning.edge import CLOSING_RULE, AccessDeclared, TunnelDeclared, ingress, people
+from provisioning.action import ActionFailed
+from provisioning.edge import CLOSING_RULE, CONNECTED_TIMEOUT_S, AccessDeclared, TunnelDeclared, ingress, people
+from provisioning.poll import NotYet, poll
 from provisioning.tunnel import UNIT
+from steps.growth import free_address
 from tests.sabotage.layers.database import unit_disabled
 from tests.sabotage.lie import Lie, Tell, on
-from tests.sabotage.stage import Stage
+from tests.sabotage.stage import ROOT, Stage
 
 LAYER = "edge"
+DOORS = (edge.PUBLIC_PORT, edge.API_PORT, edge.TUNNEL_PORT)
 STRANGERS = "example.net"
 
 
@@ -75,6 +87,78 @@ def also(*rules: dict[str, dict[str, str]]) -> Callable[[Policy], Policy]:
     return lambda policy: replace(policy, include=(*policy.include, *rules))
 
 
+def lenient(way: str) -> Tell:
+    """Another edge takes the place of the lab's, with the same account, and is lenient in one way."""
+
+    @contextmanager
+    def told(stage: Stage) -> Iterator[None]:
+        paths, where = Paths.default(), stage.environment.edge.resolve
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
+            shutil.copytree(paths.state / "edge", Path(folder) / "edge")
+            for name in ("cloudflare-token", "mailbox-token"):
+                shutil.copy(paths.state / name, folder)
+            listening = [held.enter_context(socket.create_server(("", 0))) for _ in DOORS]
+            descriptors = [one.fileno() for one in listening]
+            command = [sys.executable, "-m", "tests.sabotage.false.edge", way, "serve", "--state", folder, "--fds"]
+            process = held.enter_context(
+                subprocess.Popen([*command, *map(str, descriptors)], cwd=ROOT, pass_fds=descriptors)
+            )
+            held.callback(dialled_in, stage)
+            held.callback(process.kill)
+            held.callback(subprocess.run, ["nft", "delete", "table", "ip", "sabotage"], check=False)
+            rules = [
+                f"ip daddr {where} tcp dport {door} redirect to :{one.getsockname()[1]}"
+                for door, one in zip(DOORS, listening, strict=True)
+            ]
+            chains = "".join(
+                f"chain {hook} {{ type nat hook {hook} priority -110; {'; '.join(rules)}; }} "
+                for hook in ("prerouting", "output")
+            )
+            subprocess.run(["nft", "-f", "-"], input=f"table ip sabotage {{ {chains} }}", text=True, check=True)
+            dialled_in(stage)
+            yield
+
+    return told
+
+
+def dialled_in(stage: Stage) -> None:
+    """The connector dials anew, and the edge that is there now has it; raises DeadlineExceeded."""
+    stage.run(connector(stage), f"systemctl restart {UNIT}")
+
+    def connected() -> bool:
+        try:
+            tunnel = Account(stage.environment).tunnel()
+        except ActionFailed as error:
+            raise NotYet(error.cause) from error
+        return bool(tunnel and tunnel.connected)
+
+    poll("the connector dials in", connected, timeout_s=CONNECTED_TIMEOUT_S, interval_s=0.5)
+
+
+@contextmanager
+def way_round(stage: Stage) -> Iterator[None]:
+    """Where visitors are, there is a second cable, into the network of the site."""
+    network = stage.environment.networks["cluster"]
+    visitors = next(
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (entry / "comm").read_text().strip() == "tinyproxy"
+    )
+    address = free_address(stage.environment, "cluster")
+    inside = ["nsenter", "-t", str(visitors), "-n", "ip"]
+    try:
+        for words in (
+            ["ip", "link", "add", "sabotage0", "type", "veth", "peer", "name", "sabotage1", "netns", str(visitors)],
+            ["ip", "link", "set", "sabotage0", "master", network.bridge, "up"],
+            [*inside, "addr", "add", f"{address}/{network.cidr.prefixlen}", "dev", "sabotage1"],
+            [*inside, "link", "set", "sabotage1", "up"],
+        ):
+            subprocess.run(words, check=True)
+        yield
+    finally:
+        subprocess.run(["ip", "link", "del", "sabotage0"], check=True)
+
+
 LOGIN = ("An authorised address gets in by PIN",)
 LIES = (
     Lie(
@@ -116,6 +200,47 @@ LIES = (
         "no PIN came to an authorised address",
         admitting(lambda policy: replace(policy, include=({"email": {"email": f"somebody@{STRANGERS}"}},))),
         scenarios=LOGIN,
+    ),
+    Lie(
+        "any-pin-is-right",
+        LAYER,
+        ("P10",),
+        "a wrong PIN was accepted",
+        lenient("any-pin"),
+        scenarios=("Wrong and used PINs are refused",),
+    ),
+    Lie(
+        "any-session-is-genuine",
+        LAYER,
+        ("P10",),
+        "unsigned: expected the login of Access",
+        lenient("any-session"),
+        scenarios=("Forged sessions are refused",),
+    ),
+    Lie(
+        "any-secret-opens",
+        LAYER,
+        ("P10",),
+        "expected a wrong secret to be refused",
+        lenient("any-secret"),
+        scenarios=("Programs show a token of their own",),
+    ),
+    Lie(
+        "strangers-are-told",
+        LAYER,
+        ("P10",),
+        "the page tells whether the address is authorised",
+        lenient("telling"),
+        scenarios=("An unauthorised address gets no PIN and cannot tell",),
+    ),
+    Lie(
+        "a-way-round-the-tunnel",
+        LAYER,
+        ("P9",),
+        "expected no way to port",
+        way_round,
+        scenarios=("No way leads round the tunnel",),
+        may=("P8",),
     ),
     Lie(
         "session-of-a-year",
