@@ -219,6 +219,13 @@ class WordPress(Section):
     admin_email: Email
     admin_password: SecretRef
 
+    @field_validator("database_clients")
+    @classmethod
+    def _is_a_network_where_it_has_a_mask(cls, value: str) -> str:
+        if "/" in value:
+            IPv4Network(value)
+        return value
+
 
 class Helm(Section):
     """The package manager of Kubernetes on the first master: where it comes from, and the charts it knows."""
@@ -294,6 +301,13 @@ class Load(Section):
     objective: Objective | None = None
     weights: Annotated[dict[Visit, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {Visit.READ: 1.0}
     think_s: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("weights")
+    @classmethod
+    def _sends_somebody(cls, value: dict[Visit, float]) -> dict[Visit, float]:
+        if not any(value.values()):
+            raise ValueError("expected one weight above 0 at least: with these, nobody comes for anything")
+        return value
 
 
 class Environment(Section):

@@ -48,6 +48,8 @@ class SecretRef(BaseModel):
             value = path.read_text().strip()
         except OSError as error:
             raise SecretMissing(f"{path} cannot be read ({error.strerror}); write the secret there") from error
+        except UnicodeDecodeError as error:
+            raise SecretMissing(f"{path} is no text; write the secret there, and nothing else") from error
         if not value:
             raise SecretMissing(f"{path} is empty; write the secret there")
         return value

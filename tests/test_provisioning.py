@@ -2,23 +2,37 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import requests
 import yaml
+from kubernetes.client.exceptions import ApiException
+from kubernetes.dynamic.exceptions import DynamicApiError
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import MaxRetryError
 
 from environments.load import find, load
 from environments.model import Environment
-from provisioning.action import ActionFailed, BuildFailed, bring_up
+from environments.secret import SecretMissing
+from provisioning.action import ActionFailed, BuildFailed
 from provisioning.addons import pool_documents
+from provisioning.build import bring_up
 from provisioning.cluster import comparable, unready_nodes
-from provisioning.hypervisor import Vm, owned
+from provisioning.hypervisor import HypervisorError, Vm, owned
 from provisioning.kubeadm import JoinSecrets, as_yaml, cluster_documents, init_document, join_document
 from provisioning.machines import TEMPLATE_TAG, answers, checksum_of, config_changes, desired_config, refusals
 from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.session import provider
 from provisioning.state import Busy, State
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -42,7 +56,7 @@ class Silent:
 class Step:
     """An action that is done once applied, or fails."""
 
-    def __init__(self, name: str, failure: ActionFailed | None = None) -> None:
+    def __init__(self, name: str, failure: Exception | None = None) -> None:
         self.name = name
         self.done = False
         self.failure = failure
@@ -79,6 +93,89 @@ def test_a_failure_names_action_machine_command_and_output_and_the_next_run_goes
     second.failure = None
     outcome = bring_up(steps, Silent())
     assert outcome.changes == {"first": (), "second": ("do second",), "third": ("do third",)}
+
+
+@pytest.mark.parametrize(
+    ("mishap", "told"),
+    [
+        (ApiException(403, "Forbidden"), "the Kubernetes API answers 403 Forbidden"),
+        (MaxRetryError(HTTPConnectionPool("m1"), "/", Exception("refused")), "MaxRetryError"),
+        (HypervisorError("it does not answer"), "it does not answer"),
+        (DeadlineExceeded("the task", 5, "running"), "last seen: running"),
+        (SecretMissing("the token is gone"), "the token is gone"),
+        (PermissionError(13, "Permission denied", "/root/x"), "/root/x"),
+        (ValueError("no JSON"), "no JSON"),
+        (yaml.YAMLError("no YAML"), "no YAML"),
+        (subprocess.TimeoutExpired("ssh-keygen", 5), "ssh-keygen"),
+        (requests.ConnectionError("no route"), "no route"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+@pytest.mark.parametrize("where", ["pending", "apply"])
+def test_what_the_target_does_to_an_action_is_told_as_its_failure(
+    monkeypatch: pytest.MonkeyPatch, where: str, mishap: Exception, told: str
+) -> None:
+    step = Step("second")
+    monkeypatch.setattr(step, where, mock.Mock(side_effect=mishap))
+    with pytest.raises(BuildFailed) as raised:
+        bring_up([Step("first"), step], Silent())
+    assert "stopped at “second”" in str(raised.value)
+    assert told in str(raised.value)
+    assert "go on from here" in str(raised.value)
+
+
+def test_the_kubernetes_api_is_quoted_without_its_headers() -> None:
+    answer = mock.Mock(status=409, reason="Conflict", data=b'{"message": "in use"}')
+    answer.getheaders.return_value = {"audit-id": "1"}
+    with pytest.raises(BuildFailed) as raised:
+        bring_up([Step("one", DynamicApiError(ApiException(http_resp=answer), "a traceback"))], Silent())
+    assert "answers 409 Conflict" in str(raised.value)
+    assert "in use" in str(raised.value)
+    assert not any(noise in str(raised.value) for noise in ("audit-id", "a traceback"))
+
+
+def test_a_mistake_of_ours_is_not_told_as_the_targets() -> None:
+    with pytest.raises(KeyError):
+        bring_up([Step("one", KeyError("x"))], Silent())
+
+
+def provision(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python -m provisioning` with nothing of this machine's but the path."""
+    command = [sys.executable, "-m", "provisioning", *options]
+    env = {"PATH": os.environ["PATH"], **variables}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_plan_without_secrets_says_which_ones_are_missing(tmp_path: Path) -> None:
+    done = provision("--env", "seed", "--plan", HOME=str(tmp_path))
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "edge.api_token",
+        "hypervisor.token",
+        "ssh.private_key",
+        "wordpress.admin_password",
+        "wordpress.database_password",
+    ]
+    assert "HAPROOF_PVE_TOKEN is not set; export it with the secret" in done.stderr
+
+
+def test_an_unknown_provider_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(find("lab").read_text().replace('provider = "lab"', 'provider = "nobody"'))
+    done = provision("--env", str(path), "--plan", HOME=str(tmp_path))
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "hypervisor.provider is “nobody”, and there is no module nobody.provider" in done.stderr
+
+
+def test_a_providers_own_missing_library_is_not_taken_for_an_unknown_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "halved").mkdir()
+    (tmp_path / "halved/provider.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        provider("halved")
 
 
 def test_poll_names_what_it_awaited_and_saw_last() -> None:
