@@ -199,6 +199,9 @@ class Nfs(Section):
 
     export: Annotated[str, Field(pattern=r"^/")]
     clients: IPv4Network
+    root_squash: Annotated[
+        bool, Field(description="whether root of a client is nobody here, as where the document's line says nothing")
+    ] = True
 
 
 class WordPress(Section):

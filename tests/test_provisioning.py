@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -19,15 +19,25 @@ from urllib3 import HTTPConnectionPool
 from urllib3.exceptions import MaxRetryError
 
 from environments.load import find, load
-from environments.model import Environment
+from environments.model import Environment, Machine
 from environments.secret import SecretMissing
 from provisioning.action import ActionFailed, BuildFailed
-from provisioning.addons import pool_documents
+from provisioning.addons import CONFIG_DIGEST, StrictArp, digest_of, pool_documents
 from provisioning.build import bring_up
 from provisioning.cluster import comparable, unready_nodes
-from provisioning.hypervisor import HypervisorError, Vm, owned
+from provisioning.hypervisor import Hypervisor, HypervisorError, Vm, owned
 from provisioning.kubeadm import JoinSecrets, as_yaml, cluster_documents, init_document, join_document
-from provisioning.machines import TEMPLATE_TAG, answers, checksum_of, config_changes, desired_config, refusals
+from provisioning.machines import (
+    TEMPLATE_TAG,
+    Machines,
+    MachinesShaped,
+    answers,
+    checksum_of,
+    config_changes,
+    desired_config,
+    disk_gib,
+    refusals,
+)
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import provider
 from provisioning.state import Busy, State
@@ -196,6 +206,13 @@ def test_poll_passes_other_errors_on() -> None:
         poll("x", lambda: 1 / 0, timeout_s=5)
 
 
+PUBLIC_KEY, MAC = "ssh-ed25519 AAAA", "BC:24:11:00:00:01"
+
+
+def desired(environment: Environment, machine: Machine) -> dict[str, str]:
+    return desired_config(environment, machine, PUBLIC_KEY)
+
+
 def vm(vmid: int, name: str, *tags: str, template: bool = False) -> Vm:
     return Vm(vmid, name, "stopped", frozenset(tags), template)
 
@@ -290,6 +307,94 @@ def test_only_control_planes_get_the_certificate_key(environment: Environment) -
 def test_the_token_of_init_lives_for_minutes(environment: Environment) -> None:
     tokens = init_document(environment, environment.machine("srvk8s-master01"), "key")["bootstrapTokens"]
     assert tokens == [{"ttl": "15m"}], "kubeadm makes one that lives for a day where the list is empty"
+
+
+PROXY_CONFIG = "ipvs:\n  strictARP: {}\nmode: ''\n"
+
+
+def proxied(config: str, digest: str | None) -> tuple[Any, StrictArp]:
+    """A cluster whose kube-proxy has `config`, and was started with the one of `digest`."""
+    cluster = mock.Mock()
+    cluster.core.read_namespaced_config_map.return_value.data = {"config.conf": config}
+    template = cluster.apps.read_namespaced_daemon_set.return_value.spec.template
+    template.metadata.annotations = {CONFIG_DIGEST: digest} if digest else None
+    return cluster, StrictArp(cluster, lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("config", "digest", "pending"),
+    [
+        (PROXY_CONFIG.format("false"), None, "set strictARP"),
+        ("ipvs: null\n", None, "set strictARP"),
+        (PROXY_CONFIG.format("true"), None, "restart kube-proxy"),
+        (PROXY_CONFIG.format("true"), "of another", "restart kube-proxy"),
+        (PROXY_CONFIG.format("true"), digest_of(PROXY_CONFIG.format("true")), None),
+    ],
+)
+def test_kube_proxy_is_behind_until_it_was_started_with_strict_arp(
+    config: str, digest: str | None, pending: str | None
+) -> None:
+    lines = proxied(config, digest)[1].pending()
+    assert [line.startswith(pending) for line in lines] == [True] if pending else lines == []
+
+
+def test_strict_arp_is_settled_by_what_applying_it_writes() -> None:
+    cluster, action = proxied(PROXY_CONFIG.format("false"), None)
+    action.apply()
+    config = cluster.core.patch_namespaced_config_map.call_args.args[2]["data"]["config.conf"]
+    template = cluster.apps.patch_namespaced_daemon_set.call_args.args[2]["spec"]["template"]
+    assert yaml.safe_load(config) == {"ipvs": {"strictARP": True}, "mode": ""}
+    assert proxied(config, template["metadata"]["annotations"][CONFIG_DIGEST])[1].pending() == []
+
+
+class Configured:
+    """A hypervisor of machines that have a configuration each, and what it is asked to change."""
+
+    def __init__(self, machines: Sequence[Machine], config: dict[str, Any]) -> None:
+        self._machines = machines
+        self._config = config
+        self.called: list[tuple[str, str]] = []
+        self.awaited: list[tuple[str, str, dict[str, str]]] = []
+
+    def vms(self) -> dict[int, Vm]:
+        return {machine.vmid: vm(machine.vmid, machine.name, "haproof-lab") for machine in self._machines}
+
+    def config(self, vmid: int) -> dict[str, Any]:
+        return {**self._config}
+
+    def call(self, method: str, path: str, **_: str) -> None:
+        self.called.append((method, path))
+
+    def task(self, method: str, path: str, **parameters: str) -> None:
+        self.awaited.append((method, path, parameters))
+
+
+@pytest.mark.parametrize(
+    ("disk", "size", "grows"),
+    [
+        ("local-lvm:vm-111-disk-0,size=3G", 3, True),
+        ("local-lvm:vm-111-disk-0,size=2252M", 2252 / 1024, True),
+        ("local-lvm:vm-111-disk-0", 0, True),
+        ("local-lvm:vm-111-disk-0,size=20G", 20, False),
+        ("local-lvm:vm-111-disk-0,size=20480M", 20, False),
+        ("local-lvm:vm-111-disk-0,size=1T", 1024, False),
+    ],
+)
+def test_a_disk_that_is_too_small_is_grown_by_a_task_that_is_awaited(
+    environment: Environment, disk: str, size: float, grows: bool
+) -> None:
+    """Also where a run was cut off before: the settings are as they should be, and nothing else tells."""
+    machine = environment.machine("srvk8s-master01")
+    settings = {key: value.replace("virtio,", f"virtio={MAC},") for key, value in desired(environment, machine).items()}
+    hypervisor = Configured([machine], {**settings, "scsi0": disk})
+    shell = mock.Mock()
+    shell.public_key.return_value = PUBLIC_KEY
+    action = MachinesShaped(Machines(environment, (machine,), cast(Hypervisor, hypervisor), shell))
+    assert disk_gib({"scsi0": disk}) == size
+    assert list(action.pending()) == (["grow the disk of srvk8s-master01 to 20 GiB"] if grows else [])
+    action.apply()
+    assert hypervisor.awaited == ([("put", "qemu/111/resize", {"disk": "scsi0", "size": "20G"})] if grows else [])
+    assert hypervisor.called == []
 
 
 def test_join_secrets_do_not_show() -> None:
