@@ -14,6 +14,7 @@ from provisioning.ssh import Result, Shell
 READY_TIMEOUT_S = 120
 PORT = 3306
 REFUSED = "ERROR 1045"  # ER_ACCESS_DENIED_ERROR
+# As root of the machine: by auth_socket where we built it; where others did, by what root's ~/.my.cnf says there.
 CLIENT = "mysql --user=root --batch --skip-column-names"
 
 
