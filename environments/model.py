@@ -238,7 +238,10 @@ class Helm(Section):
 
 
 class Google(Section):
-    """Google as a second way to log in: the OAuth client that its console gives."""
+    """Google as a second way to log in: the OAuth client that its console gives.
+
+    Cloudflare tells no secret, so that one that was changed alone is not seen: change the client with it.
+    """
 
     client_id: Annotated[str, Field(min_length=1)]
     client_secret: SecretRef
@@ -249,6 +252,10 @@ class Mailbox(Section):
 
     url: Url
     token: SecretRef
+    ages: Annotated[
+        bool,
+        Field(description="`POST URL/ADDRESS` makes PINs sent there `older_s` seconds older: an emulated service only"),
+    ] = False
 
 
 class Edge(Section):

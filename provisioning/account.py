@@ -210,6 +210,21 @@ class Account:
 
     # -- Access
 
+    def google(self, name: str) -> tuple[str, str] | None:
+        """Ids of the way to log in by Google called `name`, and of its OAuth client, whose secret is never told."""
+        with self._asking("list identity providers", Permission.ACCESS):
+            for found in self._client.zero_trust.identity_providers.list(account_id=self._id):
+                if (found.type, found.name) == ("google", name):
+                    config: Any = found.to_dict().get("config") or {}
+                    return str(found.id), str(config.get("client_id", ""))
+        return None
+
+    def set_provider(self, id_: str, kind: str, name: str, config: dict[str, str]) -> None:
+        """Replace a way to log in."""
+        described: dict[str, Any] = {"type": kind, "name": name, "config": config}
+        with self._asking(f"set the identity provider {kind}", Permission.ACCESS):
+            self._client.zero_trust.identity_providers.update(id_, account_id=self._id, **described)
+
     def providers(self) -> dict[str, str]:
         """The ids of ways to log in, by type: `onetimepin`, `google`."""
         with self._asking("list identity providers", Permission.ACCESS):

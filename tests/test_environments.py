@@ -67,6 +67,7 @@ SOURCES = {
     "edge.mailbox",
     "edge.mailbox.url",
     "edge.mailbox.token",
+    "edge.mailbox.ages",
     "edge.packages.url",
     "edge.packages.key_url",
     "edge.packages.suite",
