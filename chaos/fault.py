@@ -135,7 +135,7 @@ class OnMachine:
         )
 
     def heal(self, session: Session, machine: Machine) -> None:
-        """Waits for a machine that cannot be reached yet."""
+        """Waits for a machine that cannot be reached yet; raises Unreachable when it stays so."""
         script = f"{self.mend(session.environment)}\n{scripts.forget(self._slug)}"
 
         def healed() -> bool:

@@ -72,7 +72,7 @@ class Tab:
         headers: Mapping[str, str] | None = None,
         wanted: tuple[int, ...] = (OK,),
     ) -> Reply:
-        """The first request of a visit was meant for the visitor's time, each later one for now."""
+        """The first request of a visit was meant for the visitor's time, each later one for now; raises Failed."""
         intended_s = time.monotonic() - self._began_s if self._intended_s is None else self._intended_s
         self._intended_s = None
         target = path or str(self._plan.url)
@@ -192,7 +192,7 @@ class Visitors(FastHttpUser):  # type: ignore[misc]
 
     @task  # type: ignore[untyped-decorator]
     def visit(self) -> None:
-        """All of it, then no more."""
+        """All of it, then no more: raises StopUser, as Locust wants it."""
         assert self.worker is not None
         self.worker.send_all()
         runner: WorkerRunner = self.environment.runner

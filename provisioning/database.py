@@ -106,7 +106,7 @@ class Database:
         return [tuple(line.split("\t")) for line in done.stdout.splitlines()]
 
     def admits(self, password: str) -> bool:
-        """Whether the site's account is let in with `password` from the SQL node's own address there."""
+        """Whether the site's account is let in with `password` from the SQL node's own address; raises ActionFailed."""
         done = self.client("SELECT 1", machine=self.machine, address=self.address, password=password)
         if done.exit_code and REFUSED not in done.stderr:
             raise ActionFailed(

@@ -127,7 +127,7 @@ class Machines:
 
 
 def as_action(work: Callable[[], Item]) -> Item:
-    """Do `work`, with the hypervisor's errors told as the action's."""
+    """Do `work`; raises ActionFailed for the hypervisor's errors."""
     try:
         return work()
     except HypervisorError as error:

@@ -139,7 +139,7 @@ for _drill in DRILLS.values():
 
 
 def require(finding: Finding) -> None:
-    """Proven is silent; refuted is an assertion's, and anything else is no verdict."""
+    """Proven is silent; refuted is an assertion's, and anything else is no verdict: raises Unjudged."""
     if finding.verdict is Verdict.REFUTED:
         raise AssertionError(finding.reason)
     if finding.verdict is not Verdict.PROVEN:
@@ -147,7 +147,7 @@ def require(finding: Finding) -> None:
 
 
 def within(judgement: Judgement, layers: tuple[str, ...], *, at_all: bool = True) -> None:
-    """Each of the layers that the drill has a budget for was judged and kept to it; not `at_all`: it was never away."""
+    """Each of the layers that the drill has a budget for kept to it; not `at_all`: never away. Raises Unjudged."""
     found = [layer for layer in judgement.layers if layer.layer in layers and layer.allowed]
     if not found:
         raise Unjudged(f"the drill has no budget for any of {', '.join(layers)}")
@@ -249,7 +249,7 @@ def checkpoint_kept(judgement: Judgement) -> None:
 
 
 def kept(judgement: Judgement, layers: tuple[str, ...], window_s: float = 0.0) -> None:
-    """What the ledger says of each sort."""
+    """What the ledger says of each sort; raises Unjudged where it says nothing."""
     if judgement.loss_window_s != window_s:
         raise Unjudged(f"what is younger than {judgement.loss_window_s:g} s may be lost in this drill")
     sorts = {account.sort: account for account in judgement.writes}
