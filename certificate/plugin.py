@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Certificate:
         self._target: Session | None = None
         self._kept: Record | None = None
         self._trouble = ""
+        self._secrets: tuple[str, ...] = ()
         self._changes: Sequence[Change] = ()
 
     def evidence_folder(self, target: Session) -> Path:
@@ -70,6 +71,17 @@ class Certificate:
 
     def _evidence(self, target: Session) -> Evidence:
         return Evidence.of(OUT, target.environment.name, self._began)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        """Hear of the target when it is opened: steps ask for it while they run, and no scenario names it."""
+        value = yield
+        if fixturedef.argname == "target" and isinstance(value, Session):
+            self._target = value
+            self._secrets = secrets_of(value.environment)
+        return value
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -81,7 +93,8 @@ class Certificate:
         if isinstance(error, NotExercised):
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.reportinfo()[1] or 0, str(error))
-            vars(report)["not_exercised"] = str(error)
+            vars(report)["not_exercised"] = without(self._secrets, str(error))
+        blot(report, self._secrets)
         if (template := _template(item)) is not None:
             self._heard(template, item, call, report)
         return report
@@ -91,13 +104,12 @@ class Certificate:
     ) -> None:
         course = self._courses.setdefault(Scenario.of(template), Course())
         course.duration_s += call.duration
-        if isinstance(target := getattr(item, "funcargs", {}).get("target"), Session):
-            self._target = target
         error = call.excinfo.value if call.excinfo else None
         if isinstance(error, pytest.skip.Exception):
-            course.findings.append(Finding(Verdict.NOT_EXERCISED, str(error)))
+            course.findings.append(Finding(Verdict.NOT_EXERCISED, without(self._secrets, str(error))))
         elif error is not None:
-            course.findings.append(of_error(error, during_steps=call.when == "call"))
+            finding = of_error(error, during_steps=call.when == "call")
+            course.findings.append(replace(finding, reason=without(self._secrets, finding.reason)))
         elif call.when == "call":
             course.findings.append(
                 Finding(Verdict.PROVEN) if report.passed else Finding(Verdict.UNKNOWN, report.outcome)
@@ -119,7 +131,7 @@ class Certificate:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Keep and sign what was found, where a target was judged; the exit code says what pytest's own cannot."""
-        if self._target is None:
+        if self._target is None or not self._courses:
             return
         try:
             self._kept = self._keep(self._target)
@@ -136,7 +148,7 @@ class Certificate:
     def _keep(self, target: Session) -> Record:
         found, environment = self._evidence(target), target.environment
         found.folder.mkdir(parents=True, exist_ok=True)
-        secrets = secrets_of(environment)
+        found.blot(self._secrets)
         file = find(self._config.option.env)
         judged = self.judged()
         outcome, reasons = of_run({promise: (finding, each) for promise, finding, each in judged})
@@ -145,17 +157,17 @@ class Certificate:
             sha256=attestation.digest(file),
             began=self._began,
             ended=datetime.now(UTC),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=without(self._secrets, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             software=versions.of_software(self._config.rootpath),
             versions=versions.of_target(target),
             emulated=target.environment.stand_ins,
             outcome=outcome,
-            reasons=tuple(without(secrets, reason) for reason in reasons),
+            reasons=reasons,
             promises=tuple(
-                PromiseRecord(promise=promise, verdict=finding.verdict, reason=without(secrets, finding.reason))
+                PromiseRecord(promise=promise, verdict=finding.verdict, reason=finding.reason)
                 for promise, finding, _ in judged
             ),
-            scenarios=tuple(self._scenarios(found, secrets)),
+            scenarios=tuple(self._scenarios(found)),
         )
         found.finish(record, file)
         attestation.sign(found.folder, Path(self._config.option.signing_key or attestation.default_key()))
@@ -164,12 +176,12 @@ class Certificate:
             self._changes = archive.add(found.folder, record)
         return record
 
-    def _scenarios(self, found: Evidence, secrets: Sequence[str]) -> Generator[ScenarioRecord, None, None]:
+    def _scenarios(self, found: Evidence) -> Generator[ScenarioRecord, None, None]:
         promises = {promise.id for promise in read(self._folder / "promises.toml")}
         for number, template in enumerate(templates(self._folder), start=1):
             course = self._courses.get(Scenario.of(template), Course())
             finding = weightiest(course.findings)
-            files = [found.log(number, template.name, without(secrets, "\n".join(course.said)))] if course.said else []
+            files = [found.log(number, template.name, "\n".join(course.said))] if course.said else []
             for folder in course.folders:
                 inside = folder.resolve().relative_to(found.folder.resolve())
                 files += [f"{inside.as_posix()}/{file.name}" for file in sorted(folder.iterdir()) if file.is_file()]
@@ -179,7 +191,7 @@ class Certificate:
                 text=_text(template),
                 promises=tuple(sorted(tags_of(template) & promises)),
                 verdict=finding.verdict,
-                reason=without(secrets, finding.reason),
+                reason=finding.reason,
                 duration_s=course.duration_s,
                 evidence=tuple(files),
             )
@@ -230,6 +242,16 @@ class Certificate:
             }
             rows.append((promise, of_promise(promise, found), found))
         return rows
+
+
+def blot(report: pytest.TestReport, secrets: Sequence[str]) -> None:
+    """Take secrets out of what pytest will print of a phase."""
+    report.sections = [(name, without(secrets, text)) for name, text in report.sections]
+    if report.failed and (told := without(secrets, report.longreprtext)) != report.longreprtext:
+        report.longrepr = told
+    elif report.skipped and isinstance(report.longrepr, tuple):
+        path, line, reason = report.longrepr
+        report.longrepr = (path, line, without(secrets, reason))
 
 
 def _template(item: pytest.Item) -> ScenarioTemplate | None:
