@@ -166,7 +166,9 @@ def verify(folder: Path, trusted: Iterable[Path]) -> Verification:
 
 def _envelope(folder: Path) -> Envelope:
     try:
-        return Envelope.from_dict(json.loads((folder / FILE).read_bytes()))
+        envelope = Envelope.from_dict(json.loads((folder / FILE).read_bytes()))
+        envelope.pae()  # what is signed can be made of it
+        return envelope
     except OSError as error:
         raise NotSigned(f"{folder} holds no attestation: {error.strerror or error}") from error
     except Exception as error:

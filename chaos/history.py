@@ -198,7 +198,7 @@ class History:
         events: list[Event] = []
         for file in (own, *sorted(other for other in folder.glob("*.jsonl") if other != own)):
             try:
-                events += parse(file.read_text(encoding="utf-8"))
+                events += parse(_text(file.read_bytes()))
             except OSError as error:
                 raise HistoryError(f"{file}: {error.strerror}") from error
             except HistoryError as error:
@@ -230,6 +230,15 @@ class History:
         for name in ("at_s", "ended_s"):
             if isinstance(value := getattr(event, name, None), float):
                 yield value
+
+
+def _text(held: bytes) -> str:
+    """A file's text; a last line may end within a letter. Raises HistoryError."""
+    whole, newline, cut_off = held.rpartition(b"\n")
+    try:
+        return (whole + newline).decode() + cut_off.decode(errors="ignore")
+    except UnicodeDecodeError as error:
+        raise HistoryError(f"is no text: {error}") from error
 
 
 def parse(text: str) -> Iterator[Event]:

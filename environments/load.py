@@ -42,7 +42,7 @@ def load(path: Path) -> Environment:
     """
     try:
         raw = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise EnvironmentInvalid(path, [Fault("file", f"cannot be read as TOML: {error}")]) from error
     environment: Environment | None = None
     found: list[Fault] = []
