@@ -51,8 +51,10 @@ class SecretRef(BaseModel):
             value = path.read_text().strip()
         except OSError as error:
             raise SecretMissing(f"{path} cannot be read ({error.strerror}); write the secret there") from error
-        except ValueError as error:  # no name of a file, or bytes that are no text
-            raise SecretMissing(f"{path} holds no text; write the secret there") from error
+        except UnicodeDecodeError as error:
+            raise SecretMissing(f"{path} is no text; write the secret there, and nothing else") from error
+        except ValueError as error:
+            raise SecretMissing(f"{self.reference!r} can be no file's name: {error}") from error
         if not value:
             raise SecretMissing(f"{path} is empty; write the secret there")
         return value

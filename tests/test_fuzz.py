@@ -49,6 +49,7 @@ ODD: list[Any] = [
     *("file:\0", "file:/dev/null", "file:/", "http://", "https://[", "https://a b/", "../..", "1.30.1", "UPID:a:b:"),
     *([], {}, [None], [[]], {"": ""}, {"a": {"b": 1}}, [1, "a"]),
 ]
+ANYTHING = st.sampled_from(ODD).map(copy.deepcopy)
 
 
 @st.composite
@@ -58,16 +59,16 @@ def mutated(draw: st.DrawFn, whole: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         holder, key = draw(st.sampled_from(list(places(made)) or [(None, None)]))
         if holder is None:
-            return draw(st.sampled_from(ODD))
+            return draw(ANYTHING)
         match draw(st.sampled_from(("gone", "odd", "odd", "other", "more"))):
             case "gone":
                 del holder[key]
             case "odd":
-                holder[key] = draw(st.sampled_from(ODD))
+                holder[key] = draw(ANYTHING)
             case "other":
                 holder[key] = copy.deepcopy(draw(st.sampled_from([h[k] for h, k in places(made)])))
             case _ if isinstance(holder, dict):
-                holder[draw(st.text(max_size=5))] = draw(st.sampled_from(ODD))
+                holder[draw(st.text(max_size=5))] = draw(ANYTHING)
             case _:
                 holder.append(copy.deepcopy(holder[key]))
     return made
@@ -403,7 +404,7 @@ def test_cloudflare_is_understood_or_told_to_be_something_else(
 
     with monkeypatch.context() as patched:
         patched.setattr(account, "RETRIES", 0)
-        patched.setattr(account.ssl, "create_default_context", lambda **_: None)  # it reads all authorities each time
+        patched.setattr("ssl.create_default_context", lambda **_: None)  # it reads all authorities each time
         patched.setattr(account, "DefaultHttpxClient", lambda **_: httpx.Client(transport=httpx.MockTransport(answer)))
         try:
             ask(Account(ENVIRONMENT.model_copy(update={"edge": Edge.model_validate(edge)})))
