@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+SILENCE = "no answer: "  # what stands before the reason where a part of the target tells no state
 FILE = "history.jsonl"  # the drill's own; the others' are beside it
 Kind = TypeVar("Kind")
 
@@ -104,6 +105,7 @@ class Fault(Event):
     name: str
     targets: tuple[str, ...]
     at_s: float
+    takes_data: Annotated[bool, Field(description="whoever holds the data is gone by it, all at once")] = False
 
 
 class Seen(Event):
@@ -121,6 +123,7 @@ class Phase(Event):
     kind: Literal["phase"] = "phase"
     name: Literal["steady", "fault", "redundancy", "verification", "end"]
     at_s: float
+    clock_offset_s: Annotated[float | None, Field(description="the wall clock less the monotonic one")] = None
 
 
 class Allowed(Event):
@@ -130,6 +133,9 @@ class Allowed(Event):
     layer: str
     seconds: Annotated[float, Field(ge=0)]
     formula: str
+    total_s: Annotated[float | None, Field(ge=0, description="of answering nobody at all; None: as `seconds`")] = None
+    held_s: Annotated[float, Field(ge=0, description="what of `seconds` is over when the fault is taken back")] = 0.0
+    back_s: Annotated[float, Field(ge=0, description="once more when the fault is taken back")] = 0.0
 
 
 class Aborted(Event):
