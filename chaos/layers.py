@@ -92,7 +92,7 @@ def questions(session: Session, cluster: Cluster, facts: Facts, struck: Iterable
     spared = [worker for worker in serving if worker not in struck]
     return probe.Plan(
         questions=(
-            *_visitors(environment),
+            *visitors(environment),
             *_kubernetes(environment, cluster),
             *_database(environment),
             probe.Port(layer="nfs", host=_address(environment, Role.NFS), port=NFS_PORT),
@@ -102,7 +102,8 @@ def questions(session: Session, cluster: Cluster, facts: Facts, struck: Iterable
     )
 
 
-def _visitors(environment: Environment) -> list[probe.Page | probe.PublicPage]:
+def visitors(environment: Environment) -> list[probe.Page | probe.PublicPage]:
+    """The site at the virtual address and at the public host: a file of PHP's often, its front page seldom."""
     site, edge = environment.wordpress, environment.edge
     inside = probe.Page(layer="vip", host=str(site.vip), port=80, path=PATH, timeout_s=4, interval_s=INTERVAL_S)
     outside = probe.PublicPage(

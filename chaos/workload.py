@@ -199,10 +199,10 @@ def write_all(writer: AnyWriter, record: Callable[[Write], None], stop: threadin
         due_s += writer.interval_s
 
 
-def write_together(writers: Sequence[Writer], record: Callable[[Write], None], stop: threading.Event) -> None:
+def write_together(writers: Sequence[AnyWriter], record: Callable[[Write], None], stop: threading.Event) -> None:
     """All of them until `stop`. What one raises, as where a write cannot be recorded, ends all, and is raised."""
 
-    def work(writer: Writer) -> None:
+    def work(writer: AnyWriter) -> None:
         try:
             write_all(writer, record, stop)
         finally:
