@@ -54,6 +54,7 @@ class World:
     owners: Callable[[], Mapping[str, str]] = dict
     workers: dict[str, Worker] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    noted_at_their_end: list[Wound] = field(default_factory=list)
     on_strike: Callable[[], None] = lambda: None
     chaos: dict[str, Any] = field(default_factory=dict)
     clock_s: Callable[[], float] = time.time
@@ -140,6 +141,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         try:
             yield worker
         finally:
+            world.noted_at_their_end += world.journal.held()
             over.set()
             thread.join()
             recorder.close()
@@ -223,6 +225,7 @@ def test_ctrl_c_heals_and_judges(world: World) -> None:
     told = world.run().finding
     assert told.verdict is Verdict.UNKNOWN
     assert "the drill ended early: KeyboardInterrupt" in told.reason
+    assert world.noted_at_their_end == [], "healed only after everybody had been waited for"
     world.assert_healed()
 
 
