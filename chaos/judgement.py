@@ -278,6 +278,8 @@ def _loss(own: Sequence[Outage], turn: Sequence[Strike], next_s: float, until_s:
         [outage for moment, some in since.items() if moment < healed_s for outage in some],
         since.get(healed_s, []),
     )
+    # Answers that were held back and came failed nobody: they delay the end of an outage, and add none.
+    failing = [outage for some in phases for outage in some if outage.failed]
     restored = [
         max((outage.began_s + outage.length_s(until_s) - moment for outage in some), default=0.0)
         for moment, some in since.items()
@@ -286,7 +288,7 @@ def _loss(own: Sequence[Outage], turn: Sequence[Strike], next_s: float, until_s:
     return Loss(
         struck_s=max(restored, default=0.0),
         healed_s=max((o.began_s + o.length_s(until_s) - healed_s for o in phases[1]), default=0.0),
-        away_s=_length_s([*phases[0], *phases[1]], until_s) - sum(o.error_s for some in phases for o in some),
+        away_s=_length_s(failing, until_s) - sum(outage.error_s for outage in failing),
         silent_s=max(
             _length_s([o for o in some if o.total and o.length_s(until_s) >= PATIENCE_S], until_s) for some in phases
         ),

@@ -175,7 +175,7 @@ def data_node_killed(timers: Timers) -> Budget:
     were no stand-in that answers.
     """
     budget = _budget(takeover=2.0, pause_before_the_restart=timers.restart_s, joining_again=10.0)
-    return replace(budget, silence=_budget(takeover=2.0, distribution_changed=3.0))
+    return replace(budget, silence=_budget(takeover=2.0, distribution_changed=5.0))
 
 
 def while_away(hold_s: float, **afterwards: float) -> Budget:

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from chaos import __main__ as commands
 from chaos import healer, report
-from chaos.history import FILE, Recorder
+from chaos.history import FILE, History, Recorder
 from chaos.journal import Journal, Wound
+from chaos.judgement import judge
 from chaos.lifeline import Lost, helper
 from chaos.probe import Plan, Port
 from chaos.workload import Login, Rows
@@ -102,8 +103,8 @@ def test_the_verdict_is_written_before_the_picture_that_may_fail(folder: Path, m
 
 
 def test_a_table_tells_the_formula_beside_the_figure(folder: Path) -> None:
-    whole = commands.History.read(folder)
-    line = next(line for line in report.as_text(whole, report.judge(whole)).splitlines() if "vip" in line)
+    whole = History.read(folder)
+    line = next(line for line in report.as_text(whole, judge(whole)).splitlines() if "vip" in line)
     assert re.search(r"6\.1 s +│ 7\.0 s +│ 4 x 1\.5 s +│ proven", line), line
 
 

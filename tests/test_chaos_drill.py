@@ -26,6 +26,7 @@ from tests.test_chaos_fault import ENVIRONMENT, FACTS, MACHINES, Powers
 
 CONNECTOR = ENVIRONMENT.machine("srv-tunnel01")
 INTERVAL_S = 0.02
+TIMES = ("intended_s", "started_s", "ended_s")
 DRILL = Drill(
     "connector-power",
     "the connector loses its power",
@@ -100,6 +101,11 @@ def ignored(*_: object, **__: object) -> None:
     """Taken, and nothing done."""
 
 
+def written_as(probe: Probe) -> Write:
+    """A write at the same time."""
+    return Write(sort="row", name=f"{probe.ended_s}", digest="d", **probe.model_dump(include={*TIMES}))
+
+
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Everything that a drill asks of a target, answered by `World`; its times are a tenth of what they are."""
@@ -130,11 +136,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         def work() -> None:
             while not over.wait(INTERVAL_S) and worker.code is None:
                 at_s = time.monotonic()
-                times = {"intended_s": at_s, "started_s": at_s, "ended_s": at_s}
-                event: Event = Probe(layer="vip", **times)
-                if module == "chaos.workload":
-                    event = Write(sort="row", name=f"{at_s}", digest="d", **times)
-                recorder.record(event)
+                event = Probe(layer="vip", intended_s=at_s, started_s=at_s, ended_s=at_s)
+                recorder.record(written_as(event) if module == "chaos.workload" else event)
 
         thread = threading.Thread(target=work)
         thread.start()

@@ -303,8 +303,8 @@ def test_what_stands_in_has_to_before_what_it_stands_in_for_is_back(name: str) -
     drill = DRILLS[name]
     for layer, budget in budgets(drill).items():
         silence = budget.silence or budget
-        # Who waits for the heal says so; whole pages are asked too seldom to tell silence from bad luck.
-        if not budget.held_s and layer not in PAGES:
+        # Who waits for the heal says so; whole pages and posts are too few to tell silence from bad luck.
+        if not budget.held_s and layer not in (*PAGES, "write/post"):
             assert min(blow.hold_s for blow in drill.blows) > silence.total_s, f"{layer}: {silence}"
 
 
