@@ -224,10 +224,10 @@ class Run:
             for machine in one.touched:
                 if told := one.kind.blocked(self.session, machine):
                     raise NotExercised(f"{one.kind.name} of {machine.name}: {told}")
-        allowed = self.session.environment.chaos.machines_down_max
+        most = self.session.environment.chaos.machines_down_max
         down = max(map(down_at_most, plans))
-        if down > allowed:
-            raise Refused(f"{down} machines would be down at once; chaos.machines_down_max is {allowed}")
+        if down > most:
+            raise Refused(f"{down} machines would be down at once; chaos.machines_down_max is {most}")
 
     def _promised(self, layers: Collection[str]) -> Mapping[str, float]:
         """What the environment promises of this drill, seconds by layer; raises Refused for names that there are not.

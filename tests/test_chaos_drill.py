@@ -19,7 +19,7 @@ from chaos.facts import AWAY, WHOLE
 from chaos.history import FILE, Allowed, Event, Fault, Found, History, HistoryError, Phase, Probe, Recorder, Seen, Write
 from chaos.journal import Journal, Wound
 from chaos.judgement import Judgement
-from chaos.timers import NOTHING, Budget, Timers
+from chaos.timers import Budget, Timers
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import Session
 from tests.test_chaos_fault import ENVIRONMENT, FACTS, MACHINES, Powers
@@ -31,7 +31,7 @@ DRILL = Drill(
     "connector-power",
     "the connector loses its power",
     (Blow("power cut", "connector", 0.3),),
-    lambda _: {"vip": NOTHING},
+    lambda _: {"vip": Budget({"busy machine that tests this": 30.0})},
 )
 
 
@@ -103,7 +103,7 @@ def ignored(*_: object, **__: object) -> None:
 
 def written_as(probe: Probe) -> Write:
     """A write at the same time."""
-    return Write(sort="row", name=f"{probe.ended_s}", digest="d", **probe.model_dump(include={*TIMES}))
+    return Write(sort="row", name=f"{probe.intended_s}", digest="d", **probe.model_dump(include={*TIMES}))
 
 
 @pytest.fixture
@@ -134,10 +134,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         recorder, over = Recorder.into(file), threading.Event()
 
         def work() -> None:
+            due_s = time.monotonic()
             while not over.wait(INTERVAL_S) and worker.code is None:
-                at_s = time.monotonic()
-                event = Probe(layer="vip", intended_s=at_s, started_s=at_s, ended_s=at_s)
-                recorder.record(written_as(event) if module == "chaos.workload" else event)
+                while (now_s := time.monotonic()) >= due_s:
+                    event = Probe(layer="vip", intended_s=due_s, started_s=now_s, ended_s=now_s)
+                    recorder.record(written_as(event) if module == "chaos.workload" else event)
+                    due_s += INTERVAL_S
 
         thread = threading.Thread(target=work)
         thread.start()

@@ -3,13 +3,18 @@
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
+from chaos import facts
 from chaos.drills import PAGES, VISITORS
 from chaos.layers import FRONT_PAGE, PATH, visitors
 from chaos.ledger import Ledger, files
 from environments.model import Machine
+from provisioning.cluster import Cluster
 from provisioning.session import Session
 from provisioning.ssh import Shell
-from tests.test_chaos_fault import ENVIRONMENT
+from steps.pods import Output
+from tests.test_chaos_fault import ENVIRONMENT, Powers
 
 MARK = "haproof-drill-7-"
 DIGEST = "0" * 64
@@ -24,6 +29,15 @@ def test_visitors_are_told_by_an_answer_and_by_whole_pages_that_need_the_databas
     # Each page takes a processor for 60 ms.
     assert sum(0.06 / question.interval_s for layer, question in asked.items() if layer in PAGES) < 0.2
     assert {question.host for question in asked.values()} == {str(ENVIRONMENT.wordpress.vip), str(edge.resolve)}
+
+
+def test_half_an_answer_of_a_part_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a Pod that is being stopped: whoever watches goes on watching."""
+    monkeypatch.setattr(facts, "execute", lambda *_: Output("", "", 1))
+    monkeypatch.setattr(facts, "who_has", lambda *_: set())
+    session = SimpleNamespace(environment=ENVIRONMENT, hypervisor=Powers(), shell=None)
+    live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=None)))
+    assert live.owners() == {"announcer": "nobody", "etcd leader": "no answer: JSONDecodeError"}
 
 
 def test_an_upload_that_was_made_twice_is_found_twice() -> None:
