@@ -44,7 +44,7 @@ class Evidence:
 
     def finish(self, record: Record, environment_file: Path) -> None:
         """Write the run for people and programs; the record last of all, so that a part is never taken for a whole."""
-        self._put(Path("environment.toml"), environment_file.read_text())
+        (self.folder / "environment.toml").write_bytes(environment_file.read_bytes())
         write(self.folder, record)
 
     def publish(self) -> None:
