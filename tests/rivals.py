@@ -159,7 +159,8 @@ def our_highest(url: str) -> float:
 
     def delivered(rate: float) -> bool:
         try:
-            return not ours(url, rate, TRIAL_S, keep=True, core=CORES["generator"]).void
+            said = ours(url, rate, TRIAL_S, keep=True, core=CORES["generator"])
+            return not (said.void or said.failed)
         except Incomplete:
             return False
 

@@ -235,6 +235,26 @@ def test_no_worker_outlives_the_command_that_started_it(number: signal.Signals) 
     poll("no worker", lambda: not any(b"generator" in cmdline(pid) for pid in pids), timeout_s=60)
 
 
+def test_a_run_whose_command_is_killed_ends_and_keeps_what_was_counted(tmp_path: Path) -> None:
+    started = (
+        "import sys; from pathlib import Path; from load.plan import Plan; from load.run import run;"
+        "from tests.test_load import HEADER;"
+        "plan, folder = Plan.model_validate_json(sys.argv[1]), Path(sys.argv[2]);"
+        "run(plan, HEADER, folder, lambda _: None, begun=lambda: print(1, flush=True))"
+    )
+    with site() as server:
+        wanted = plan(url(server), segments=segments(Shape.CONSTANT, 20, 300)).model_dump_json()
+        command = [sys.executable, "-c", started, wanted, str(tmp_path / "run")]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            pids = children(process.pid)
+            process.kill()
+    assert len(pids) == 2
+    poll("no generator", lambda: not any(b"generator" in cmdline(pid) for pid in pids), timeout_s=60)
+    assert summary(read(tmp_path / "run")).incomplete == "whoever started it is gone"
+
+
 def children(pid: int) -> list[int]:
     told = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(word) for text in told for word in text.split()]
