@@ -284,6 +284,7 @@ def work(host: str, port: int) -> int:
     runner.register_message("plan", dealt)
     runner.register_message("begin", begun)
     gevent.spawn(counted)
+    runner.send_message("came")  # only now is somebody here who hears of a plan
     runner.greenlet.join()
     return 0
 
@@ -309,10 +310,12 @@ class Master:
         self._file = file
         self._runner: MasterRunner = Environment(user_classes=[Visitors]).create_master_runner(bind, port)
         self._tally = Tally()
+        self._came: set[str] = set()
         self._prepared = 0
         self._done = 0
         self._stopped = ""
         self._runner.register_message("tally", lambda msg, **_: self._tally.add(msg.data))
+        self._runner.register_message("came", lambda msg, **_: self._came.add(msg.node_id))
         self._runner.register_message("prepared", self._one_prepared)
         self._runner.register_message("done", self._one_done)
         self._runner.register_message("broke", lambda msg, **_: self.stop(f"a worker: {msg.data}"))
@@ -331,7 +334,7 @@ class Master:
         """Returns the exit code; without a record where nobody came."""
         began = False
         try:
-            self._await("came", lambda: len(self._runner.clients.ready))
+            self._await("came", lambda: len(self._came))
             self._deal()
             self._await("made ready", lambda: self._prepared)
             if not self._stopped:
@@ -363,7 +366,7 @@ class Master:
         if self._stopped:
             return
         plan = self._plan.model_dump_json()
-        for index, client in enumerate(sorted(self._runner.clients)):
+        for index, client in enumerate(sorted(self._came)):
             self._runner.send_message("plan", {"plan": plan, "index": index}, client)
 
     def _begin(self) -> None:
