@@ -8,12 +8,8 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
-from environments.load import EnvironmentInvalid
-from provisioning.action import ActionFailed, BuildFailed
-from provisioning.hypervisor import HypervisorError
 from provisioning.report import Terminal
-from provisioning.session import ProviderError, Session, open_session
-from provisioning.state import Busy
+from provisioning.session import REFUSALS, Session, open_session
 
 pytest_plugins = [
     # What others import comes first: pytest rewrites the assertions of a module when it imports it itself.
@@ -35,8 +31,6 @@ pytest_plugins = [
     "steps.drills",
     "steps.vip",
 ]
-# What keeps a run from having a target at all; each message says what to do.
-REFUSALS = (EnvironmentInvalid, ActionFailed, BuildFailed, Busy, HypervisorError, ProviderError, OSError)
 NO_TARGET = 2  # exit code: nothing was judged
 
 

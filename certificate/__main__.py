@@ -11,7 +11,7 @@ from certificate.archive import Archive, Run
 from certificate.attestation import NotSigned, default_key
 from certificate.attestation import verify as verified
 from certificate.record import Record, Unreadable
-from certificate.trend import EARLIER_MIN, effect
+from certificate.trend import EARLIER_MIN, effects
 
 CHANGED, UNREADABLE = 1, 2
 LETTERS = {"proven": "+", "refuted": "-", "not judged": "?", "not exercised": "n"}
@@ -37,8 +37,13 @@ def verify(folder: Folder, key: Key = None) -> None:
         if key and not found.known:
             typer.echo("signed by none of the keys that you named", err=True)
         raise typer.Exit(CHANGED)
-    whose = "a key that you trust" if found.known else "a key that you do not know (signer.pem beside it)"
+    whose = "a key that you trust" if found.known else "the key beside it"
     console.print(f"{found.outcome}; every file is as it was signed by {whose}, {found.key_id[:16]}")
+    if not found.known:
+        console.print(
+            "whose key that is, is not known here: nothing changed since it was signed, but anybody may have signed "
+            "it; name a key that you trust with --key"
+        )
 
 
 @app.command()
@@ -62,7 +67,10 @@ def history(
     env: Annotated[str, typer.Option(help="environment, by the name in its file")] = "lab",
     last: Annotated[int, typer.Option(min=1, help="how many runs")] = 10,
 ) -> None:
-    """Past runs: verdicts by promise, then each figure from the earliest to the latest, and whether it got worse."""
+    """Past runs: verdicts by promise, then each figure from the earliest to the latest, and whether it got worse.
+
+    Figures are those of the latest run's description: another file is another target.
+    """
     try:
         with Archive.of_user() as archive:
             runs = archive.runs(env, last)
@@ -75,8 +83,11 @@ def history(
     console = Console(highlight=False)
     console.print(_verdicts(runs))
     console.print("    ".join(f"{letter} {word}" for word, letter in LETTERS.items()))
-    if any(run.figures for run in runs):
-        console.print(_figures(runs))
+    same = [run for run in runs if run.sha256 == runs[-1].sha256]
+    if any(run.figures for run in same):
+        console.print(_figures(same))
+    if others := len(runs) - len(same):
+        console.print(f"figures without {others} runs of earlier descriptions: another file is another target")
 
 
 def _verdicts(runs: list[Run]) -> Table:
@@ -89,13 +100,15 @@ def _verdicts(runs: list[Run]) -> Table:
 
 def _figures(runs: list[Run]) -> Table:
     table = Table("figure", "from the earliest to the latest", "latest against earlier", box=None, pad_edge=False)
-    for name in dict.fromkeys(name for run in runs for name in run.figures):
-        values = [run.figures[name] for run in runs if name in run.figures]
-        found = effect(values[-1], values[:-1])
-        told = f"needs {EARLIER_MIN} earlier runs"
-        if found is not None:
-            bounds = f"{found.difference:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
-            told = f"{bounds}{', worse' if found.is_worse else ''}"
+    *before, latest = runs
+    names = list(dict.fromkeys(name for run in runs for name in run.figures))
+    earlier = {name: [run.figures[name] for run in before if name in run.figures] for name in names}
+    found = effects(latest.figures, earlier)
+    for name in names:
+        values = [*earlier[name], *([latest.figures[name]] if name in latest.figures else [])]
+        told = f"needs {EARLIER_MIN} earlier runs" if name in latest.figures else "not in the latest"
+        if one := found.get(name):
+            told = f"{one.difference:+.1f} ({one.low:+.1f} to {one.high:+.1f}){', worse' if one.is_worse else ''}"
         table.add_row(name, " ".join(f"{value:.1f}" for value in values), told)
     return table
 

@@ -7,9 +7,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from certificate.figures import of_run
-from certificate.record import Record
-from certificate.trend import Effect, effect
+from certificate.record import Change, Record
+from certificate.trend import effects
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
@@ -24,22 +23,6 @@ BUSY_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)
-class Change:
-    """A figure of a run that is worse than in the runs before it."""
-
-    name: str
-    value: float
-    effect: Effect
-
-    def __str__(self) -> str:
-        effect = self.effect
-        return (
-            f"slower than before: {self.name}: {self.value:.1f}, usually {effect.usual:.1f}; "
-            f"{effect.difference:+.1f} (95 %: {effect.low:+.1f} to {effect.high:+.1f})"
-        )
-
-
-@dataclass(frozen=True)
 class Run:
     """A line of the history: verdicts by promise, and figures by name."""
 
@@ -47,6 +30,7 @@ class Run:
     outcome: str
     software: str
     folder: str
+    sha256: str
     promises: dict[str, str]
     figures: dict[str, float]
 
@@ -77,10 +61,35 @@ class Archive:
         with cls.at(base / "haproof" / "history.sqlite") as archive:
             yield archive
 
-    def add(self, folder: Path, record: Record) -> tuple[Change, ...]:
-        """Keep a run, and tell what became worse than in earlier runs of the same environment."""
-        figures = of_run(record, folder)
-        changes = tuple(self._changes(record, figures))
+    def compared(self, record: Record) -> Record:
+        """The record, with what became worse than in earlier runs of the same description."""
+        of_it = "WHERE environment = ? AND sha256 = ?"
+        rows = self._connection.execute(
+            f"SELECT name, value FROM figure JOIN run ON run = id {of_it} ORDER BY began",
+            (record.environment, record.sha256),
+        )
+        earlier: dict[str, list[float]] = {}
+        for name, value in rows:
+            earlier.setdefault(name, []).append(value)
+        (count,) = self._connection.execute(
+            f"SELECT COUNT(*) FROM run {of_it}", (record.environment, record.sha256)
+        ).fetchone()
+        slower = tuple(
+            Change(
+                name=name,
+                value=record.figures[name],
+                usual=found.usual,
+                difference=found.difference,
+                low=found.low,
+                high=found.high,
+            )
+            for name, found in effects(record.figures, earlier).items()
+            if found.is_worse
+        )
+        return record.model_copy(update={"compared_with": count, "slower": slower})
+
+    def add(self, folder: Path, record: Record) -> None:
+        """Keep a run."""
         run = self._connection.execute(
             "INSERT INTO run (environment, sha256, began, software, outcome, folder) VALUES (?, ?, ?, ?, ?, ?)",
             (
@@ -95,24 +104,15 @@ class Archive:
         self._connection.executemany(
             "INSERT INTO promise VALUES (?, ?, ?)", [(run, row.promise.id, str(row.verdict)) for row in record.promises]
         )
-        self._connection.executemany("INSERT INTO figure VALUES (?, ?, ?)", [(run, *pair) for pair in figures.items()])
-        return changes
-
-    def _changes(self, record: Record, figures: dict[str, float]) -> Iterator[Change]:
-        for name, value in figures.items():
-            rows = self._connection.execute(
-                "SELECT value FROM figure JOIN run ON run = id"
-                " WHERE environment = ? AND sha256 = ? AND name = ? ORDER BY began",
-                (record.environment, record.sha256, name),
-            )
-            found = effect(value, [row[0] for row in rows])
-            if found is not None and found.is_worse:
-                yield Change(name, value, found)
+        self._connection.executemany(
+            "INSERT INTO figure VALUES (?, ?, ?)", [(run, *pair) for pair in record.figures.items()]
+        )
 
     def runs(self, environment: str, last: int) -> list[Run]:
         """The last runs of an environment, in the order of their time."""
         rows = self._connection.execute(
-            "SELECT id, began, outcome, software, folder FROM run WHERE environment = ? ORDER BY began DESC LIMIT ?",
+            "SELECT id, began, outcome, software, folder, sha256 FROM run WHERE environment = ?"
+            " ORDER BY began DESC LIMIT ?",
             (environment, last),
         ).fetchall()
         return [
@@ -121,6 +121,7 @@ class Archive:
                 outcome=row[1],
                 software=row[2],
                 folder=row[3],
+                sha256=row[4],
                 promises=dict(self._connection.execute("SELECT id, verdict FROM promise WHERE run = ?", (number,))),
                 figures=dict(self._connection.execute("SELECT name, value FROM figure WHERE run = ?", (number,))),
             )

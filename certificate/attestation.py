@@ -91,10 +91,10 @@ def public_key(file: Path) -> SSlibKey:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by its path in there; the attestation and its key are not evidence."""
+    """SHA-256 of every file below `folder`, by its path in there; the attestation cannot hold its own."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()]
     names = {file.relative_to(folder).as_posix(): file for file in files}
-    return {name: digest(file) for name, file in names.items() if name not in (FILE, PUBLIC_KEY)}
+    return {name: digest(file) for name, file in names.items() if name != FILE}
 
 
 def digest(file: Path) -> str:
@@ -131,15 +131,15 @@ def _named(record: Record, *verdicts: Verdict) -> list[str]:
 def sign(folder: Path, key: Path) -> None:
     """Write the attestation of what lies in `folder`, and the key to check it by; raises NotSigned and OSError."""
     signer = signer_of(key)
+    private = load_pem_private_key(key.read_bytes(), None)
+    (folder / PUBLIC_KEY).write_bytes(
+        private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
     made = statement(Record.read(folder), digests(folder))
     made.validate()
     payload = json.dumps(MessageToDict(made.pb), sort_keys=True).encode()
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
     envelope.sign(signer)
-    private = load_pem_private_key(key.read_bytes(), None)
-    (folder / PUBLIC_KEY).write_bytes(
-        private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    )
     (folder / FILE).write_text(json.dumps(envelope.to_dict(), indent=2) + "\n")
 
 
@@ -166,7 +166,9 @@ def verify(folder: Path, trusted: Iterable[Path]) -> Verification:
 
 def _envelope(folder: Path) -> Envelope:
     try:
-        return Envelope.from_dict(json.loads((folder / FILE).read_bytes()))
+        envelope = Envelope.from_dict(json.loads((folder / FILE).read_bytes()))
+        envelope.pae()  # what is signed can be made of it
+        return envelope
     except OSError as error:
         raise NotSigned(f"{folder} holds no attestation: {error.strerror or error}") from error
     except Exception as error:
@@ -184,10 +186,12 @@ def _statement(envelope: Envelope) -> StatementMessage:
 
 
 def _differences(folder: Path, signed: Mapping[str, str]) -> list[str]:
-    """Each file that is not as it was signed, is missing, or was not signed."""
+    """Each file that is not as it was signed, is missing, or was not signed; what is no file was never signed."""
     there = digests(folder)
+    others = [each for each in sorted(folder.rglob("*")) if each.is_symlink() or not (each.is_file() or each.is_dir())]
     wanted = {name: digest for name, digest in signed.items() if not name.startswith("environment/")}
     told = [f"{name}: missing" for name in sorted(wanted.keys() - there.keys())]
     told += [f"{name}: not signed" for name in sorted(there.keys() - wanted.keys())]
+    told += [f"{each.relative_to(folder).as_posix()}: no file, and not signed" for each in others]
     told += [f"{name}: changed" for name in sorted(wanted.keys() & there.keys()) if wanted[name] != there[name]]
     return told

@@ -1,12 +1,16 @@
 """The folder of a run: where drills and logs go while it runs, and what is written there when it ends."""
 
+import html
+import json
 import os
 import re
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel
 
@@ -42,9 +46,20 @@ class Evidence:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
 
+    def blot(self, secrets: Iterable[str]) -> None:
+        """Take every secret out of what is there already: drills write what machines and services told them."""
+        coded = [secret.encode() for secret in secrets]
+        for file in self.folder.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                held = told = file.read_bytes()
+                for secret in coded:
+                    told = told.replace(secret, HIDDEN.encode())
+                if told != held:
+                    file.write_bytes(told)
+
     def finish(self, record: Record, environment_file: Path) -> None:
         """Write the run for people and programs; the record last of all, so that a part is never taken for a whole."""
-        self._put(Path("environment.toml"), environment_file.read_text())
+        (self.folder / "environment.toml").write_bytes(environment_file.read_bytes())
         write(self.folder, record)
 
     def publish(self) -> None:
@@ -70,13 +85,27 @@ def slug(name: str) -> str:
 
 
 def secrets_of(environment: Environment) -> tuple[str, ...]:
-    """The values of all secrets that the environment refers to and that can be read, longest first."""
+    """Every form of all secrets that the environment refers to and that can be read, longest first."""
     values = set()
     for reference in _references(environment):
         with suppress(SecretMissing):
             values.add(reference.reveal())
             values.update(reference.reveal().splitlines())  # a key in PEM is quoted line by line
-    return tuple(sorted((v for v in values if len(v) >= SHORTEST_SECRET), key=len, reverse=True))
+    found = {form for value in values if len(value) >= SHORTEST_SECRET for form in forms_of(value)}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def forms_of(secret: str) -> set[str]:
+    """A secret as it stands in text, Python, JSON, HTML, addresses, and in base64 wherever it begins there. Pure."""
+    found = {secret, repr(secret)[1:-1], html.escape(secret), quote(secret), quote(secret, safe=""), quote_plus(secret)}
+    found |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    plain = secret.encode()
+    for before in range(3):
+        # Three bytes are four characters: what shares one with a neighbour differs by it, and is left out.
+        first, last = -(-before * 8 // 6), (before + len(plain)) * 8 // 6
+        for encode in (b64encode, urlsafe_b64encode):
+            found.add(encode(bytes(before) + plain).decode()[first:last])
+    return found
 
 
 def _references(part: object) -> Iterable[SecretRef]:

@@ -1,25 +1,35 @@
 """The figures of a run that are compared from one run to the next: smaller is better, all of them."""
 
 import json
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from certificate.record import Record
+import requests
+
+from certificate.record import ScenarioRecord
 from certificate.verdict import Verdict
 
+FRONT_PAGE = "front page at the virtual address, median, ms"
+FRONT_PAGES = 20
+VISIT_TIMEOUT_S = 10
+LASTED = "{name}: took, s"
 
-def of_run(record: Record, folder: Path) -> dict[str, float]:
-    """Seconds by name: how long each layer was away in each drill, and how long until all was whole again.
+
+def of_scenarios(scenarios: Iterable[ScenarioRecord], folder: Path) -> dict[str, float]:
+    """By name: how long each scenario took, and of drills how long each layer was away and until all was whole again.
 
     Of a scenario that was not judged there is none: what ended early is no measure.
     """
     found: dict[str, float] = {}
-    for one in record.scenarios:
+    for one in scenarios:
         if one.verdict in (Verdict.PROVEN, Verdict.REFUTED):
-            for name in one.evidence:
-                if Path(name).name == "verdict.json":
-                    found |= dict(of_drill(json.loads((folder / name).read_text())))
+            drills = [folder / name for name in one.evidence if Path(name).name == "verdict.json"]
+            for file in drills:
+                found |= dict(of_drill(json.loads(file.read_text())))
+            if not drills:
+                found[LASTED.format(name=one.name)] = one.duration_s
     return found
 
 
@@ -32,3 +42,19 @@ def of_drill(told: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{drill}: {name} away, s", max(lengths, default=0.0)
     if told["redundant_s"] is not None:
         yield f"{drill}: whole again, s", told["redundant_s"]
+
+
+def of_front_page(url: str) -> dict[str, float]:
+    """How long a page takes with nobody else there; nothing where one of them does not come."""
+    took_ms = []
+    with requests.Session() as visitor:
+        visitor.trust_env = False
+        for _ in range(FRONT_PAGES):
+            try:
+                reply = visitor.get(url, timeout=VISIT_TIMEOUT_S, headers={"Connection": "close"})
+            except requests.RequestException:
+                return {}
+            if not reply.ok:
+                return {}
+            took_ms.append(reply.elapsed.total_seconds() * 1000)
+    return {FRONT_PAGE: statistics.median(took_ms)}

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from certificate.record import Record, ScenarioRecord
+from certificate.trend import EARLIER_MIN
 from certificate.verdict import Outcome, Verdict
 
 LOG_MAX_CHARS = 6000
@@ -44,11 +45,13 @@ def of(record: Record, folder: Path) -> str:
         loader=PackageLoader("certificate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     shown = {one.name: _shown(one, folder) for one in record.scenarios}
-    return templates.get_template("certificate.html.j2").render(record=record, shown=shown, classes=CLASSES)
+    return templates.get_template("certificate.html.j2").render(
+        record=record, shown=shown, classes=CLASSES, earlier_min=EARLIER_MIN
+    )
 
 
 def _shown(one: ScenarioRecord, folder: Path) -> Shown:
-    log, pictures, figures, command = "", [], [], ""
+    log, pictures, figures, command = "", [], [], one.command
     for name in one.evidence:
         file = folder / name
         if file.suffix in MEDIA_TYPES:
@@ -57,7 +60,7 @@ def _shown(one: ScenarioRecord, folder: Path) -> Shown:
         elif file.name == "verdict.json":
             told = json.loads(file.read_text())
             figures += list(_figures(told))
-            command = str(told.get("command", ""))
+            command = str(told.get("command", command))
         elif file.suffix == ".txt":
             log = file.read_text(encoding="utf-8")
     return Shown(log[-LOG_MAX_CHARS:], len(log) > LOG_MAX_CHARS, tuple(pictures), tuple(figures), command, one.evidence)

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from pytest_bdd.parser import ScenarioTemplate
 from pytest_bdd.scenario import scenario_wrapper_template_registry
 
-from certificate import attestation, versions
-from certificate.archive import Archive, Change
+from certificate import attestation, figures, versions
+from certificate.archive import Archive
 from certificate.evidence import Evidence, secrets_of, without
 from certificate.promises import Promise, Scenario, evidence, read, tags_of, templates
 from certificate.record import PromiseRecord, Record, ScenarioRecord
@@ -34,9 +35,11 @@ CATEGORY = "not exercised"
 NOT_JUDGED = 6  # exit code: something was tried, and could not be judged; pytest's own end at 5
 SIGNS = {Verdict.PROVEN: "+", Verdict.REFUTED: "-", Verdict.UNKNOWN: "?", Verdict.NOT_EXERCISED: "n"}
 COLOURS = {Verdict.PROVEN: "green", Verdict.REFUTED: "red", Verdict.UNKNOWN: "red", Verdict.NOT_EXERCISED: "yellow"}
+ENDED = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)  # with everything judged, or ended by -x
 FOUND_BY = "evidence"  # the user property by which a scenario names a folder of evidence
 OUT = Path("out")
 PLUGIN = "haproof-certificate"  # the name by which pytest knows this run's certificate
+UNFINISHED = Finding(Verdict.UNKNOWN, "selected, and the run ended before it was judged")
 
 Judged = list[tuple[Promise, Finding, dict[str, Finding]]]
 
@@ -58,11 +61,14 @@ class Certificate:
         self._config = config
         self._folder = folder
         self._courses: dict[Scenario, Course] = {}
+        self._awaited: dict[str, Scenario] = {}
+        self._nodes: dict[Scenario, str] = {}
+        self._setting_up_s = 0.0
         self._began = datetime.now(UTC)
         self._target: Session | None = None
         self._kept: Record | None = None
-        self._trouble = ""
-        self._changes: Sequence[Change] = ()
+        self._trouble: list[str] = []
+        self._secrets: tuple[str, ...] = ()
 
     def evidence_folder(self, target: Session) -> Path:
         """Where this run's evidence goes."""
@@ -70,6 +76,27 @@ class Certificate:
 
     def _evidence(self, target: Session) -> Evidence:
         return Evidence.of(OUT, target.environment.name, self._began)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Whatever is selected is to be judged."""
+        for item in session.items:
+            if (template := _template(item)) is not None:
+                self._awaited[item.nodeid] = Scenario.of(template)
+                self._nodes[Scenario.of(template)] = item.nodeid.partition("[")[0]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+        """Hear of the target when it is opened: steps ask for it while they run, and no scenario names it.
+
+        To bring it up is no part of how long the scenario took that came first.
+        """
+        began_s = time.monotonic()
+        made = yield
+        if fixturedef.argname == "target" and isinstance(made, Session):
+            self._target = made
+            self._secrets = secrets_of(made.environment)
+            self._setting_up_s = time.monotonic() - began_s
+        return made
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -81,7 +108,8 @@ class Certificate:
         if isinstance(error, NotExercised):
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.reportinfo()[1] or 0, str(error))
-            vars(report)["not_exercised"] = str(error)
+            vars(report)["not_exercised"] = without(self._secrets, str(error))
+        blot(report, self._secrets)
         if (template := _template(item)) is not None:
             self._heard(template, item, call, report)
         return report
@@ -90,14 +118,14 @@ class Certificate:
         self, template: ScenarioTemplate, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
     ) -> None:
         course = self._courses.setdefault(Scenario.of(template), Course())
-        course.duration_s += call.duration
-        if isinstance(target := getattr(item, "funcargs", {}).get("target"), Session):
-            self._target = target
+        course.duration_s += max(0.0, call.duration - self._setting_up_s)
+        self._setting_up_s = 0.0
         error = call.excinfo.value if call.excinfo else None
         if isinstance(error, pytest.skip.Exception):
-            course.findings.append(Finding(Verdict.NOT_EXERCISED, str(error)))
+            course.findings.append(Finding(Verdict.NOT_EXERCISED, without(self._secrets, str(error))))
         elif error is not None:
-            course.findings.append(of_error(error, during_steps=call.when == "call"))
+            finding = of_error(error, during_steps=call.when == "call")
+            course.findings.append(replace(finding, reason=without(self._secrets, finding.reason)))
         elif call.when == "call":
             course.findings.append(
                 Finding(Verdict.PROVEN) if report.passed else Finding(Verdict.UNKNOWN, report.outcome)
@@ -105,6 +133,7 @@ class Certificate:
         if error is not None and not isinstance(error, NotExercised | pytest.skip.Exception):
             course.said.append(f"-- {call.when} --\n{report.longreprtext}")
         if call.when == "teardown":
+            self._awaited.pop(item.nodeid, None)
             # pytest hands down the sections of the earlier phases to the last.
             course.said += [f"-- {name} --\n{text}" for name, text in report.sections]
             course.folders += [Path(str(value)) for name, value in item.user_properties if name == FOUND_BY]
@@ -117,59 +146,82 @@ class Certificate:
         return None
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Keep and sign what was found, where a target was judged; the exit code says what pytest's own cannot."""
-        if self._target is None:
+        if self._courses:
+            for scenario in self._awaited.values():
+                self._courses.setdefault(scenario, Course()).findings.append(UNFINISHED)
+        if self._target is None or not self._courses:
             return
+        interrupted = "" if exitstatus in ENDED else f"the run was interrupted (pytest's exit code {int(exitstatus)})"
         try:
-            self._kept = self._keep(self._target)
+            self._kept = self._keep(self._target, interrupted)
         except (OSError, attestation.NotSigned) as error:
-            self._trouble = f"the certificate could not be written: {error}; nothing is certified"
+            self._trouble.append(f"the certificate could not be written: {error}; nothing is certified")
             session.exitstatus = NOT_JUDGED
             return
-        if self._kept.outcome is Outcome.NOT_JUDGED and session.exitstatus in (
-            pytest.ExitCode.OK,
-            pytest.ExitCode.TESTS_FAILED,
-        ):
+        self._remember(self._target, self._kept)
+        if self._kept.outcome is Outcome.NOT_JUDGED and exitstatus in ENDED:
             session.exitstatus = NOT_JUDGED
 
-    def _keep(self, target: Session) -> Record:
+    def _keep(self, target: Session, interrupted: str) -> Record:
         found, environment = self._evidence(target), target.environment
         found.folder.mkdir(parents=True, exist_ok=True)
-        secrets = secrets_of(environment)
+        found.blot(self._secrets)
         file = find(self._config.option.env)
         judged = self.judged()
-        outcome, reasons = of_run({promise: (finding, each) for promise, finding, each in judged})
-        record = Record(
-            environment=environment.name,
-            sha256=attestation.digest(file),
-            began=self._began,
-            ended=datetime.now(UTC),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            software=versions.of_software(self._config.rootpath),
-            versions=versions.of_target(target),
-            emulated=target.environment.stand_ins,
-            outcome=outcome,
-            reasons=tuple(without(secrets, reason) for reason in reasons),
-            promises=tuple(
-                PromiseRecord(promise=promise, verdict=finding.verdict, reason=without(secrets, finding.reason))
-                for promise, finding, _ in judged
-            ),
-            scenarios=tuple(self._scenarios(found, secrets)),
+        outcome, reasons = of_run({promise: (finding, each) for promise, finding, each in judged}, interrupted)
+        scenarios = tuple(self._scenarios(found))
+        front_page = figures.of_front_page(f"http://{environment.wordpress.vip}/")
+        record = self._compared(
+            Record(
+                environment=environment.name,
+                sha256=attestation.digest(file),
+                began=self._began,
+                ended=datetime.now(UTC),
+                command=without(self._secrets, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+                software=versions.of_software(self._config.rootpath),
+                versions=versions.of_target(target),
+                emulated=target.environment.stand_ins,
+                outcome=outcome,
+                reasons=reasons,
+                promises=tuple(
+                    PromiseRecord(promise=promise, verdict=finding.verdict, reason=finding.reason)
+                    for promise, finding, _ in judged
+                ),
+                scenarios=scenarios,
+                interrupted=interrupted,
+                figures={**figures.of_scenarios(scenarios, found.folder), **front_page},
+            )
         )
         found.finish(record, file)
         attestation.sign(found.folder, Path(self._config.option.signing_key or attestation.default_key()))
         found.publish()
-        with Archive.of_user() as archive:
-            self._changes = archive.add(found.folder, record)
         return record
 
-    def _scenarios(self, found: Evidence, secrets: Sequence[str]) -> Generator[ScenarioRecord, None, None]:
+    def _compared(self, record: Record) -> Record:
+        """With what is worse than before, so that it is signed as well."""
+        try:
+            with Archive.of_user() as archive:
+                return archive.compared(record)
+        except OSError as error:
+            self._trouble.append(f"not compared with earlier runs: {error}")
+            return record
+
+    def _remember(self, target: Session, record: Record) -> None:
+        """In the history; the certificate stands without it."""
+        try:
+            with Archive.of_user() as archive:
+                archive.add(self.evidence_folder(target), record)
+        except OSError as error:
+            self._trouble.append(f"written and signed, and not kept in the history: {error}")
+
+    def _scenarios(self, found: Evidence) -> Generator[ScenarioRecord, None, None]:
         promises = {promise.id for promise in read(self._folder / "promises.toml")}
         for number, template in enumerate(templates(self._folder), start=1):
             course = self._courses.get(Scenario.of(template), Course())
             finding = weightiest(course.findings)
-            files = [found.log(number, template.name, without(secrets, "\n".join(course.said)))] if course.said else []
+            files = [found.log(number, template.name, "\n".join(course.said))] if course.said else []
             for folder in course.folders:
                 inside = folder.resolve().relative_to(found.folder.resolve())
                 files += [f"{inside.as_posix()}/{file.name}" for file in sorted(folder.iterdir()) if file.is_file()]
@@ -179,10 +231,16 @@ class Certificate:
                 text=_text(template),
                 promises=tuple(sorted(tags_of(template) & promises)),
                 verdict=finding.verdict,
-                reason=without(secrets, finding.reason),
+                reason=finding.reason,
                 duration_s=course.duration_s,
                 evidence=tuple(files),
+                command=self._again(Scenario.of(template)),
             )
+
+    def _again(self, scenario: Scenario) -> str:
+        """The command that runs a scenario again; empty where it was not selected."""
+        node = self._nodes.get(scenario)
+        return shlex.join(["pytest", "--env", self._config.option.env, "--no-build", node]) if node else ""
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Reasons for what was not exercised, then every promise with its scenarios, then the verdict."""
@@ -205,15 +263,15 @@ class Certificate:
         self._tell_verdict(terminalreporter)
 
     def _tell_verdict(self, terminal: pytest.TerminalReporter) -> None:
-        if self._trouble:
-            terminal.write_line(self._trouble, red=True)
+        for line in self._trouble:
+            terminal.write_line(line, red=True)
         if self._kept is None or self._target is None:
             return
         terminal.section("certificate")
         terminal.write_line(self._kept.outcome.upper(), bold=True)
         for reason in self._kept.reasons:
             terminal.write_line(f"  {reason}")
-        for change in self._changes:
+        for change in self._kept.slower:
             terminal.write_line(f"  {change}")
         folder = self.evidence_folder(self._target)
         terminal.write_line(f"{folder}/certificate.html; is it unchanged? python -m certificate verify {folder}")
@@ -230,6 +288,16 @@ class Certificate:
             }
             rows.append((promise, of_promise(promise, found), found))
         return rows
+
+
+def blot(report: pytest.TestReport, secrets: Sequence[str]) -> None:
+    """Take secrets out of what pytest will print of a phase."""
+    report.sections = [(name, without(secrets, text)) for name, text in report.sections]
+    if report.failed and (told := without(secrets, report.longreprtext)) != report.longreprtext:
+        report.longrepr = told
+    elif report.skipped and isinstance(report.longrepr, tuple):
+        path, line, reason = report.longrepr
+        report.longrepr = (path, line, without(secrets, reason))
 
 
 def _template(item: pytest.Item) -> ScenarioTemplate | None:

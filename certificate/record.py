@@ -25,7 +25,10 @@ class Part(BaseModel):
 
 
 class ScenarioRecord(Part):
-    """One scenario as it ran: its text, its finding, and the files that show it, relative to the folder."""
+    """One scenario as it ran: its text, its finding, and the files that show it, relative to the folder.
+
+    `command` runs it again; certificates from before it was kept have none.
+    """
 
     feature: str
     name: str
@@ -35,11 +38,27 @@ class ScenarioRecord(Part):
     reason: str
     duration_s: Annotated[float, Field(ge=0)]
     evidence: tuple[str, ...] = ()
+    command: str = ""
 
     @property
     def finding(self) -> Finding:
         """What it showed."""
         return Finding(self.verdict, self.reason)
+
+
+class Change(Part):
+    """A figure that is worse than in earlier runs of the same description, and the interval of the difference."""
+
+    name: str
+    value: float
+    usual: float
+    difference: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        interval = f"{self.difference:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+        return f"slower than before: {self.name}: {self.value:.1f}, usually {self.usual:.1f}; {interval}"
 
 
 class PromiseRecord(Part):
@@ -59,7 +78,10 @@ class Software(Part):
 
 
 class Record(Part):
-    """A whole run. `versions` are the target's components; `sha256` of the environment's file."""
+    """A whole run. `versions` are the target's components; `sha256` of the environment's file.
+
+    `figures` are what is held against the `compared_with` earlier runs of the same file; `slower`, what that showed.
+    """
 
     environment: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -73,6 +95,10 @@ class Record(Part):
     reasons: tuple[str, ...]
     promises: tuple[PromiseRecord, ...]
     scenarios: tuple[ScenarioRecord, ...]
+    interrupted: str = ""
+    figures: Mapping[str, float] = {}
+    compared_with: int = 0
+    slower: tuple[Change, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
@@ -96,7 +122,7 @@ class Record(Part):
             row.promise: {name: one.finding for name, one in self.of(row.promise.id).items()} for row in self.promises
         }
         judged = {promise: (of_promise(promise, found), found) for promise, found in rows.items()}
-        outcome, reasons = of_run(judged)
+        outcome, reasons = of_run(judged, self.interrupted)
         promises = tuple(
             PromiseRecord(promise=promise, verdict=finding.verdict, reason=finding.reason)
             for promise, (finding, _) in judged.items()

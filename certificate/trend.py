@@ -1,15 +1,15 @@
 """Whether a figure is worse than it used to be, by how much, and how sure that is. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of all figures of a run together: so often none of them is taken for worse by mere noise
 EARLIER_MIN = 3  # fewer say nothing of how much a figure varies by itself
-RESOLUTION = 0.1  # seconds: probes are 50 ms apart, at both ends
+RESOLUTION = 0.1  # of a figure's own unit: probes are 50 ms apart, at both ends
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,19 @@ class Effect:
         return self.low > 0
 
 
-def effect(value: float, earlier: Sequence[float]) -> Effect | None:
-    """A new figure against earlier ones, by Student's prediction interval; None with too few of them.
+def effects(values: Mapping[str, float], earlier: Mapping[str, Sequence[float]]) -> dict[str, Effect]:
+    """Each figure against its earlier ones, where it has enough of them, by name.
+
+    The more figures are looked at, the more of them are far off by chance: each has its share of the doubt only
+    (Bonferroni; Montgomery & Runger, 10-1).
+    """
+    known = {name: earlier[name] for name in values if len(earlier.get(name, ())) >= EARLIER_MIN}
+    found = {name: effect(values[name], before, len(known)) for name, before in known.items()}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def effect(value: float, earlier: Sequence[float], figures: int = 1) -> Effect | None:
+    """One of so many figures against its earlier ones, by Student's prediction interval; None with too few of them.
 
     s * sqrt(1 + 1/n), where s holds what the ruler cannot tell apart, too (Montgomery & Runger, Applied Statistics and
     Probability for Engineers, 8-6).
@@ -38,6 +49,6 @@ def effect(value: float, earlier: Sequence[float]) -> Effect | None:
         return None
     usual = float(np.mean(earlier))
     spread = math.hypot(float(np.std(earlier, ddof=1)), RESOLUTION)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * spread * math.sqrt(1 + 1 / count)
+    half = float(stats.t.ppf(1 - (1 - CONFIDENCE) / figures / 2, count - 1)) * spread * math.sqrt(1 + 1 / count)
     difference = value - usual
     return Effect(usual, difference, difference - half, difference + half)

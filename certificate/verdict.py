@@ -77,10 +77,13 @@ def of_promise(promise: Promise, found: Mapping[str, Finding]) -> Finding:
     return Finding(Verdict.REFUTED, promise.limit) if promise.limit else Finding(Verdict.PROVEN)
 
 
-def of_run(judged: Mapping[Promise, tuple[Finding, Mapping[str, Finding]]]) -> tuple[Outcome, tuple[str, ...]]:
+def of_run(
+    judged: Mapping[Promise, tuple[Finding, Mapping[str, Finding]]], interrupted: str = ""
+) -> tuple[Outcome, tuple[str, ...]]:
     """What all promises together say, and each reason for saying no more than that.
 
-    What the topology cannot keep and what this run did not exercise are limits: declared, never passed over.
+    What the topology cannot keep and what this run did not exercise are limits: declared, never passed over. A run that
+    was `interrupted`, and why, certifies nothing; what it refuted by then stays refuted.
     """
     fallen: list[str] = []
     unknown: list[str] = []
@@ -100,6 +103,7 @@ def of_run(judged: Mapping[Promise, tuple[Finding, Mapping[str, Finding]]]) -> t
                 reasons += [f"{promise.id}: {name}: {one.reason}" for name, one in told]
     if fallen:
         return Outcome.REFUSED, tuple(fallen)
-    if unknown or not proven:
-        return Outcome.NOT_JUDGED, tuple(unknown or limits or ["no promise was looked at"])
+    if interrupted or unknown or not proven:
+        reasons = [interrupted, *unknown] if interrupted else unknown
+        return Outcome.NOT_JUDGED, tuple(reasons or limits or ["no promise was looked at"])
     return (Outcome.LIMITED, tuple(limits)) if limits else (Outcome.CERTIFIED, ())

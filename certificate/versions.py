@@ -8,30 +8,44 @@ from importlib import metadata
 from pathlib import Path
 
 from kubernetes.client.exceptions import ApiException
+from kubernetes.stream import stream
 
 from certificate.record import Software
+from environments.model import Role
 from provisioning.action import ActionFailed
 from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import Session
+from provisioning.site import NAMESPACE, SELECTOR
 
 LIBRARIES = ("pytest", "pytest-bdd", "pytest-testinfra", "proxmoxer", "kubernetes", "PyMySQL", "requests", "cloudflare")
-GIT_TIMEOUT_S = 30
+GIT_TIMEOUT_S = ASK_TIMEOUT_S = 30
+WORDPRESS = 'include "/var/www/html/wp-includes/version.php"; echo $wp_version;'
+# NFS-Ganesha is a program; the kernel's server has the kernel's version.
+NFS = 'if pgrep -x ganesha.nfsd >/dev/null; then ganesha.nfsd -v; else echo "nfsd of Linux $(uname -r)"; fi'
 # What a part may be silent by; the certificate then says so.
 SILENT = (ActionFailed, ApiException, HypervisorError, OSError, *UNAVAILABLE)
 
 
 def of_target(session: Session) -> dict[str, str]:
     """The versions of a target's components by name; one that cannot be asked is told as such."""
-    parts: Mapping[str, Callable[[], str]] = {
+    return {name: told(ask) for name, ask in parts(session).items()} | {
+        name: metadata.version(name) for name in LIBRARIES if _installed(name)
+    }
+
+
+def parts(session: Session) -> Mapping[str, Callable[[], str]]:
+    """Every component, and how it is asked itself; asking raises one of SILENT."""
+    return {
         "Proxmox VE API": session.hypervisor.version,
         "Kubernetes nodes": lambda: _nodes(session),
         "MetalLB": lambda: _speaker(session),
+        "etcd": lambda: _executed(session, "kube-system", "component=etcd", ["etcd", "--version"]),
         "MySQL NDB Cluster": lambda: session.database.query("SELECT VERSION()")[0][0],
-        "WordPress": lambda: session.environment.wordpress.image,
-    }
-    return {name: _told(ask) for name, ask in parts.items()} | {
-        name: metadata.version(name) for name in LIBRARIES if _installed(name)
+        "WordPress": lambda: _executed(session, NAMESPACE, SELECTOR, ["php", "-r", WORDPRESS]),
+        "PHP": lambda: _executed(session, NAMESPACE, SELECTOR, ["php", "-r", "echo PHP_VERSION;"]),
+        "NFS server": lambda: _first_line(session, Role.NFS, NFS),
+        "connector": lambda: _first_line(session, Role.TUNNEL, "cloudflared --version"),
     }
 
 
@@ -52,7 +66,36 @@ def _speaker(session: Session) -> str:
     return "; ".join(sorted({pod.spec.containers[0].image for pod in pods})) or "no speaker"
 
 
-def _told(ask: Callable[[], str]) -> str:
+def _executed(session: Session, namespace: str, selector: str, argv: list[str]) -> str:
+    """What a command says in each of some Pods, in the first line; differing ones side by side."""
+    core = session.cluster.core
+    pods = core.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT_S).items
+    said = {
+        stream(
+            core.connect_get_namespaced_pod_exec,
+            pod.metadata.name,
+            namespace,
+            command=argv,
+            stdin=False,
+            stdout=True,
+            stderr=False,
+            tty=False,
+            _request_timeout=REQUEST_TIMEOUT_S,
+        ).partition("\n")[0]
+        for pod in pods
+        if pod.status.phase == "Running"
+    }
+    return "; ".join(sorted(said)) or "nobody to ask"
+
+
+def _first_line(session: Session, role: Role, script: str) -> str:
+    """What a machine's own program says of itself."""
+    machine = session.environment.with_role(role)[0]
+    return session.shell.check(machine, script, timeout_s=ASK_TIMEOUT_S).strip().partition("\n")[0]
+
+
+def told(ask: Callable[[], str]) -> str:
+    """What a component says of itself, or that it says nothing."""
     try:
         return ask()
     except SILENT as error:

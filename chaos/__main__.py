@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from certificate.evidence import Evidence, secrets_of
 from certificate.verdict import NotExercised, Verdict
 from chaos.drill import Refused, Run
 from chaos.drills import DRILLS, Blow, Drill
@@ -24,8 +25,8 @@ from chaos.history import History, HistoryError
 from chaos.journal import HealFailed, Journal
 from chaos.judgement import Judgement, judge
 from chaos.report import tell, write
-from chaos.schedule import as_drill, schedule, shrunk
-from chaos.target import NoSuchTarget
+from chaos.schedule import as_drill, holding, schedule, shrunk
+from chaos.target import NoSuchTarget, nearest
 from environments.load import EnvironmentInvalid
 from provisioning.session import ProviderError, Session, open_session
 from provisioning.state import Busy
@@ -65,9 +66,10 @@ Out = Annotated[Path, typer.Option(help="folder for what is recorded, a new one 
 @app.command()
 def run(name: Name, chaos: Chaos, env: Env = "lab", seed: Seed = None, out: Out = Path("out")) -> None:
     """Run a drill and judge it. Ctrl-C heals and judges what was seen until then."""
+    if name not in DRILLS:
+        sys.stderr.write(f"there is no drill “{name}”; {nearest(name, DRILLS)}\n")
+        raise typer.Exit(CANNOT_READ)
     with _permitted(env, chaos, f"the drill {name}") as session:
-        if name not in DRILLS:
-            raise Refused(f"there is no drill “{name}”; there are {', '.join(DRILLS)}")
         chosen = _chosen(seed)
         again = f"python -m chaos run {name} --env {shlex.quote(env)} --chaos {chaos} --seed {chosen}"
         said = _run(session, DRILLS[name], chosen, again, out)
@@ -99,7 +101,7 @@ def storm(
         if shrink and said.finding.verdict is Verdict.REFUTED:
 
             def fails(blows: Sequence[Blow]) -> bool:
-                part = as_drill(blows, chosen)
+                part = as_drill(blows, chosen, holding(facts))
                 _say(f"trying: {part.does}")
                 return _run(session, part, chosen, again, out).finding.verdict is Verdict.REFUTED
 
@@ -135,10 +137,22 @@ def _run(session: Session, drill: Drill, seed: int, again: str, out: Path) -> Ju
     console = Console(stderr=True)
     with shown(console, folder):
         Run(session, drill, seed, folder, again, lambda line: console.print(line, highlight=False)).run()
-    said = write(folder)
-    tell(History.read(folder), said, Console())
+    Evidence(folder).blot(secrets_of(session.environment))
+    with _judging():
+        said = write(folder)
+        tell(History.read(folder), said, Console())
     sys.stdout.write(f"everything that was recorded is in {folder}\n")
     return said
+
+
+@contextmanager
+def _judging() -> Iterator[None]:
+    """Whatever keeps a judgement from being made or told: what was recorded stays, and nothing is known by it."""
+    try:
+        yield
+    except Exception as error:
+        sys.stderr.write(f"{Verdict.UNKNOWN}: {type(error).__name__}: {error}\n")
+        raise typer.Exit(EXIT[Verdict.UNKNOWN]) from error
 
 
 @app.command()
@@ -173,8 +187,9 @@ def judge_folder(folder: Annotated[Path, typer.Argument(help="where a drill wrot
     except HistoryError as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(CANNOT_READ) from error
-    said = judge(history)
-    tell(history, said, Console())
+    with _judging():
+        said = judge(history)
+        tell(history, said, Console())
     raise typer.Exit(EXIT[said.finding.verdict])
 
 

@@ -1,8 +1,9 @@
 """One drill: steady first, then blows under load, healed, whole again; recorded throughout and judged at the end."""
 
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 from kubernetes.client.exceptions import ApiException
 
 from certificate.verdict import NotExercised
-from chaos.drills import Blow, Drill, Moment
-from chaos.facts import SILENT, WHOLE, Live
+from chaos.drills import DRILLS, Blow, Drill, Moment
+from chaos.facts import AWAY, SILENT, WHOLE, Live
 from chaos.fault import FaultKind, Struck, kind_named
 from chaos.history import (
     FILE,
+    SILENCE,
     Aborted,
     Allowed,
     Event,
@@ -34,8 +36,8 @@ from chaos.judgement import Judgement, judge
 from chaos.layers import NOTE, questions, writers
 from chaos.ledger import Ledger, sweep
 from chaos.lifeline import helper
-from chaos.target import Facts, select
-from chaos.timers import Timers
+from chaos.target import Facts, NobodyNow, nearest, select
+from chaos.timers import Budget, Timers
 from environments.model import Machine
 from provisioning.cluster import REQUEST_TIMEOUT_S
 from provisioning.machines import in_parallel
@@ -47,6 +49,8 @@ AFTERWARDS_S = 3.0
 WHOLE_TIMEOUT_S = 420.0
 HEALTHY_TIMEOUT_S = 60.0
 LOOK_S, LOOK_AROUND_S = 2.0, 5.0  # the target is busy enough
+SILENT_LOOKS = 3  # a hypervisor that is busy may leave out one
+CLOCK_STEP_S = 1.0
 END_TIMEOUT_S = BEGIN_TIMEOUT_S = 30.0
 # By then the runner has healed, or is no more: what is on the target heals itself.
 EXPIRES_AFTER_S = 60.0
@@ -69,6 +73,12 @@ class Planned:
     struck: tuple[Struck, ...]
 
     @property
+    def touched(self) -> tuple[Machine, ...]:
+        """Where something is done: on whom it strikes, and on those that they are cut off from."""
+        marked = [machine for struck in self.struck for machine in self.kind.marks(struck)]
+        return tuple(dict.fromkeys((*self.machines, *marked)))
+
+    @property
     def machines(self) -> tuple[Machine, ...]:
         """Whom it strikes."""
         return tuple(struck.machine for struck in self.struck)
@@ -85,6 +95,8 @@ def planned(drill: Drill, facts: Facts, seed: int, turn: int = 0) -> tuple[Plann
     for blow in drill.blows:
         machines = select(blow.target, facts, seed, blow.count, turn)
         peers = tuple(m for m in select(blow.peers, facts, seed, -1) if m not in machines) if blow.peers else ()
+        if blow.peers and not peers:
+            raise NobodyNow(f"{machines[0].name} is the only “{blow.peers}”: there is nobody to cut it off from")
         expires_s = blow.hold_s + EXPIRES_AFTER_S
         found.append(
             Planned(blow, kind_named(blow.fault), tuple(Struck(machine, peers, expires_s) for machine in machines))
@@ -117,11 +129,13 @@ class Run:
     folder: Path
     command: str
     say: Callable[[str], None]
+    clock_s: Callable[[], float] = time.time
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _why: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self._began_s = time.monotonic()
+        self._clock_offset_s = self.clock_s() - time.monotonic()
         self._journal = Journal(self.session.state.broken)
         self._live = Live(self.session, self.session.cluster)
 
@@ -131,12 +145,19 @@ class Run:
         Raises Refused and NotExercised before anything is touched, and HistoryError and HealFailed.
         """
         facts, live = self._ready()
-        plans = [planned(self.drill, facts, self.seed, turn) for turn in range(self.drill.turns)]
+        try:
+            plans = [planned(self.drill, facts, self.seed, turn) for turn in range(self.drill.turns)]
+        except NobodyNow as error:
+            raise NotExercised(str(error)) from error
         self._permitted(plans)
         everyone = tuple({m: None for plan in plans for one in plan for m in one.machines})
         ledger = Ledger(self.session, f"{int(time.time()) % 10**8:08d}")
         asked = questions(self.session, self._live.cluster, facts, everyone)
         written = writers(self.session.environment, ledger)
+        intervals_s = {question.layer: question.interval_s for question in asked.questions} | {
+            f"write/{writer.kind}": writer.interval_s for writer in written.writers
+        }
+        promised = self._promised(intervals_s)
         recorder = Recorder.into(self.folder / FILE)
         recorder.record(
             Header(
@@ -146,23 +167,23 @@ class Run:
                 command=self.command,
                 at_s=self._began_s,
                 loss_window_s=self.drill.loss_window_s,
-                intervals_s={question.layer: question.interval_s for question in asked.questions}
-                | {f"write/{writer.kind}": writer.interval_s for writer in written.writers},
+                intervals_s=intervals_s,
             )
         )
-        self._allow(recorder, Moment(live, facts, everyone, self.drill.hold_s))
+        self._allow(recorder, Moment(live, facts, everyone, self.drill.hold_s), promised)
         try:
             self._made(ledger)
             with ExitStack() as during:
-                during.enter_context(helper("chaos.workload", written, self.folder / "writes.jsonl"))
-                prober = during.enter_context(helper("chaos.probe", asked, self.folder / "probes.jsonl"))
-                during.enter_context(self._observed(recorder, lambda: prober.poll() is None))
+                writing = during.enter_context(helper("chaos.workload", written, self.folder / "writes.jsonl"))
+                probing = during.enter_context(helper("chaos.probe", asked, self.folder / "probes.jsonl"))
+                during.enter_context(self._observed(recorder, {"writes": writing, "asks": probing}))
+                during.callback(self._heal, recorder)  # before anybody is waited for
                 self._begun({question.layer for question in asked.questions}, len(written.writers))
                 self._phase(recorder, "steady")
                 self._pass(STEADY_S)
-                for turn, plan in enumerate(plans):
-                    self._struck(recorder, plan, turn)
-            self._phase(recorder, "verification")
+                for plan in plans:
+                    self._struck(recorder, plan)
+                self._phase(recorder, "verification")
             for found in ledger.read():
                 recorder.record(found)
             self._phase(recorder, "end")
@@ -189,7 +210,7 @@ class Run:
         """Whatever is still broken; what cannot be healed is told to the one who can do it by hand."""
         try:
             self._journal.heal(self.session)
-        except HealFailed as error:
+        except (HealFailed, OSError, ValueError) as error:
             self._abort(recorder, f"healing failed: {error}")
 
     def _abort(self, recorder: Recorder, why: str) -> None:
@@ -199,26 +220,38 @@ class Run:
             recorder.record(Aborted(reason=why, at_s=time.monotonic()), durable=True)
 
     def _permitted(self, plans: Sequence[Sequence[Planned]]) -> None:
-        allowed = self.session.environment.chaos.machines_down_max
-        down = max(map(down_at_most, plans))
-        if down > allowed:
-            raise Refused(f"{down} machines would be down at once; chaos.machines_down_max is {allowed}")
         for one in (one for plan in plans for one in plan):
-            for machine in one.machines:
+            for machine in one.touched:
                 if told := one.kind.blocked(self.session, machine):
                     raise NotExercised(f"{one.kind.name} of {machine.name}: {told}")
+        most = self.session.environment.chaos.machines_down_max
+        down = max(map(down_at_most, plans))
+        if down > most:
+            raise Refused(f"{down} machines would be down at once; chaos.machines_down_max is {most}")
 
-    def _allow(self, recorder: Recorder, moment: Moment) -> None:
+    def _promised(self, layers: Collection[str]) -> Mapping[str, float]:
+        """What the environment promises of this drill, seconds by layer; raises Refused for names that there are not.
+
+        A promise by a misspelt name would be kept by whatever happens.
+        """
+        promises = self.session.environment.chaos.promises_s
+        for name in promises:
+            if name not in DRILLS:
+                raise Refused(f"chaos.promises_s names no drill “{name}”; {nearest(name, DRILLS)}")
+        promised = promises.get(self.drill.name, {})
+        for layer in promised:
+            if layer not in layers:
+                raise Refused(f"chaos.promises_s names no layer “{layer}”; {nearest(layer, layers)}")
+        return promised
+
+    def _allow(self, recorder: Recorder, moment: Moment, promised: Mapping[str, float]) -> None:
         recorder.record(Seen(subject="timers", state=str(moment.live), at_s=time.monotonic()))
-        promised = self.session.environment.chaos.promises_s.get(self.drill.name, {})
-        budgets = {
-            layer: (b.total_s, str(b) or "nothing is allowed") for layer, b in self.drill.budgets(moment).items()
-        }
+        found = {layer: allowed(layer, budget) for layer, budget in self.drill.budgets(moment).items()}
         for layer, seconds in promised.items():
-            if layer not in budgets or seconds < budgets[layer][0]:
-                budgets[layer] = (seconds, f"promised by the environment: {seconds:g} s")
-        for layer, (seconds, formula) in budgets.items():
-            recorder.record(Allowed(layer=layer, seconds=seconds, formula=formula))
+            if layer not in found or seconds < found[layer].seconds:
+                found[layer] = tightened(found.get(layer), layer, seconds)
+        for one in found.values():
+            recorder.record(one)
 
     def _made(self, ledger: Ledger) -> None:
         """What is written to."""
@@ -255,7 +288,7 @@ class Run:
         file = self.folder / name
         return list(parse(file.read_text())) if file.exists() else []
 
-    def _struck(self, recorder: Recorder, plan: Sequence[Planned], turn: int) -> None:
+    def _struck(self, recorder: Recorder, plan: Sequence[Planned]) -> None:
         """Blow after blow at its time, each healed at its own; then until all is whole again."""
         self._phase(recorder, "fault")
         began_s = time.monotonic()
@@ -298,37 +331,55 @@ class Run:
             raise Ended(self._why)
 
     def _phase(self, recorder: Recorder, name: str) -> None:
-        phase = Phase.model_validate({"name": name, "at_s": time.monotonic()})
+        self._clock(recorder)
+        told = {"name": name, "at_s": time.monotonic(), "clock_offset_s": self._clock_offset_s}
+        phase = Phase.model_validate(told)
         recorder.record(phase, durable=True)
         self.say(f"{phase.at_s - self._began_s:6.1f} s  {name}")
 
-    @contextmanager
-    def _observed(self, recorder: Recorder, probing: Callable[[], bool]) -> Iterator[None]:
-        """Record what the target's own parts say of themselves, whenever that changes; end what must not go on."""
-        over, last = threading.Event(), dict[str, str]()
+    def _clock(self, recorder: Recorder) -> None:
+        """Tell of a wall clock that was stepped: what is measured goes by the monotonic one, logs elsewhere do not."""
+        now_s = time.monotonic()
+        offset_s = self.clock_s() - now_s
+        if abs(step_s := offset_s - self._clock_offset_s) > CLOCK_STEP_S:
+            recorder.record(Seen(subject="clock", state=f"stepped by {step_s:+.1f} s", at_s=now_s))
+            self._clock_offset_s = offset_s
 
-        def note(name: str, state: str) -> None:
-            if last.get(name) != state:
-                last[name] = state
-                recorder.record(Seen(subject=name, state=state, at_s=time.monotonic()))
+    @contextmanager
+    def _observed(self, recorder: Recorder, working: Mapping[str, "subprocess.Popen[str]"]) -> Iterator[None]:
+        """Record what the target's own parts say of themselves, whenever that changes; end what must not go on."""
+        over, last, silent_looks = threading.Event(), dict[str, str](), 0
+
+        def note(states: Mapping[str, str]) -> None:
+            for name, state in states.items():
+                if last.get(name) != state:
+                    last[name] = state
+                    recorder.record(Seen(subject=name, state=state, at_s=time.monotonic()))
 
         def look() -> None:
-            while not over.wait(LOOK_S):
-                for name, state in self._live.states().items():
-                    note(name, state)
-                if not probing():
-                    self._end("the probing process has ended, so nothing is measured any more")
-                away = last.get("machines", "")
-                count = away.count(",") + 1 if away.startswith("away: ") else 0
-                if count > self.session.environment.chaos.machines_down_max:
-                    self._end(f"more machines are down than chaos.machines_down_max allows ({away})")
+            nonlocal silent_looks
+            note(self._live.states())
+            self._clock(recorder)
+            for does, process in working.items():
+                if (code := process.poll()) is not None:
+                    self._end(f"the process that {does} has ended (exit code {code}), so what happens is not recorded")
+            away = last["machines"]
+            silent_looks = silent_looks + 1 if away.startswith(SILENCE) else 0
+            if silent_looks == SILENT_LOOKS:
+                self._end(f"how many machines are down cannot be told any more: {away}")
+            down = len(away.split(",")) if away.startswith(AWAY) else 0
+            if down > self.session.environment.chaos.machines_down_max:
+                self._end(f"more machines are down than chaos.machines_down_max allows ({away})")
 
-        def look_slowly() -> None:
-            while not over.wait(LOOK_AROUND_S):
-                for name, state in self._live.owners().items():
-                    note(name, state)
+        def watch(every_s: float, work: Callable[[], None]) -> None:
+            try:
+                while not over.wait(every_s):
+                    work()
+            except Exception as error:  # noqa: BLE001 - whatever it was, nobody looks after the target any more
+                self._end(f"the target is watched no more: {type(error).__name__}: {error}")
 
-        threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in (look, look_slowly)]
+        watches = ((LOOK_S, look), (LOOK_AROUND_S, lambda: note(self._live.owners())))
+        threads = [threading.Thread(target=watch, args=each, daemon=True) for each in watches]
         for thread in threads:
             thread.start()
         try:
@@ -343,12 +394,33 @@ class Run:
         self._stop.set()
 
 
+def allowed(layer: str, budget: Budget) -> Allowed:
+    """A budget as the history has it. Pure."""
+    return Allowed(
+        layer=layer,
+        seconds=budget.total_s,
+        formula=str(budget),
+        total_s=budget.silence.total_s if budget.silence else None,
+        held_s=budget.held_s,
+        back_s=budget.back.total_s if budget.back else 0.0,
+    )
+
+
+def tightened(found: Allowed | None, layer: str, seconds: float) -> Allowed:
+    """What the environment promises, in place of what the timers would allow: all of it together. Pure."""
+    silent_s = seconds if found is None or found.total_s is None else min(found.total_s, seconds)
+    held_s = min(found.held_s, seconds) if found else 0.0
+    formula = f"promised by the environment: {seconds:g} s"
+    return Allowed(layer=layer, seconds=seconds, formula=formula, total_s=silent_s, held_s=held_s)
+
+
 @contextmanager
 def stepped(recorder: Recorder, plan: Planned, steps: tuple[str, str]) -> Iterator[None]:
     """Record the beginning and the end of what is done to machines."""
     names = tuple(machine.name for machine in plan.machines)
     for at, step in enumerate(steps):
         event = {"step": step, "name": plan.kind.name, "targets": names, "at_s": time.monotonic()}
+        event |= {"takes_data": plan.blow.takes_data}
         recorder.record(Fault.model_validate(event), durable=True)
         if at == 0:
             yield

@@ -1,7 +1,7 @@
 """The drills of the document's topology: what is done to whom, for how long, and what each layer may lose by it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chaos.target import Facts
 from chaos.timers import (
@@ -21,17 +21,25 @@ from chaos.timers import (
 from environments.model import Machine, Role
 
 WRITES = ("write/row", "write/post", "write/upload")
-VISITORS = ("vip", "public")
+# What answers without the database, as whoever it reaches; and whole pages, which need it.
+ADDRESSES, PAGES = ("vip", "public"), ("page/vip", "page/public")
+VISITORS = (*ADDRESSES, *PAGES)
+API = ("api/read", "api/write")
 DATA = ("sql", "write/row")
 # A SQL node that starts joins its cluster first; a database that starts reads what it wrote since its last checkpoint.
 JOIN_S, RECOVERY_S = 30.0, 60.0
 # NDB's manual, TimeBetweenGlobalCheckpoints: what is younger is in no data node's log yet.
 CHECKPOINT_S = 2.0
+# A page whose making began while something was away is waited for as long (Nielsen, as the judgement has it).
+PAGE_UNDER_WAY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Blow:
-    """A fault on whom `target` names, `after_s` into the drill, for `hold_s`; `peers` are whom it cuts off from."""
+    """A fault on whom `target` names, `after_s` into the drill, for `hold_s`; `peers` are whom it cuts off from.
+
+    `takes_data`: by this one, whoever holds the data is gone, all at once.
+    """
 
     fault: str
     target: str
@@ -39,6 +47,7 @@ class Blow:
     after_s: float = 0.0
     count: int = 1
     peers: str = ""
+    takes_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,13 +60,25 @@ class Moment:
     hold_s: float
 
     def visitors(self) -> Budget:
-        """What the site's visitors may notice while the struck machines are silent."""
-        found = [NOTHING]
-        if any(machine.name == self.facts.announcer for machine in self.struck):
-            found.append(address_takeover(self.live, len(self.facts.with_role(Role.CONTROL_PLANE, Role.WORKER))))
-        if any((self.facts.replicas or {}).get(machine.name) for machine in self.struck):
-            found.append(endpoints_dropped(self.live))
-        return longest(*found)
+        """What the site's visitors may notice while the struck machines are silent.
+
+        Some are sent to a replica that is gone until its node is known to be; nobody is answered only until another
+        node has the address. It moves back, once more, with its node.
+        """
+        takeover = address_takeover(self.live, len(self.facts.with_role(Role.CONTROL_PLANE, Role.WORKER)))
+        announcing = any(machine.name == self.facts.announcer for machine in self.struck)
+        serving = any((self.facts.replicas or {}).get(machine.name) for machine in self.struck)
+        found = longest(*([takeover] if announcing else []), *([endpoints_dropped(self.live)] if serving else []))
+        return replace(found, silence=takeover, back=takeover if announcing else None) if found.parts else NOTHING
+
+    def page(self, budget: Budget) -> Budget:
+        """What whole pages may lose where what they are made of may lose `budget`.
+
+        They are asked once a second: who fails several in a row is not told from who fails all. A machine that boots
+        takes processors from those that make them.
+        """
+        parts = {**budget.parts, "a page under way": PAGE_UNDER_WAY_S} if budget.parts else {}
+        return Budget(parts, back=Budget({"boot": self.live.boot_s}))
 
 
 Budgets = Callable[[Moment], Mapping[str, Budget]]
@@ -91,13 +112,22 @@ def _nothing(*layers: str) -> Budgets:
     return _each(layers, lambda _: NOTHING)
 
 
-def _silent(moment: Moment) -> Mapping[str, Budget]:
-    """A data node that says nothing: statements wait, and none is lost."""
-    return dict.fromkeys((*DATA, "write/post", "vip"), data_node_silent(moment.live))
+def _visits(moment: Moment, budget: Budget) -> Mapping[str, Budget]:
+    """Visitors may lose `budget`, whatever they ask for."""
+    return dict.fromkeys(ADDRESSES, budget) | dict.fromkeys(PAGES, moment.page(budget))
 
 
-def _killed(moment: Moment) -> Mapping[str, Budget]:
-    return dict.fromkeys((*DATA, "vip"), data_node_killed(moment.live))
+def _visitors(moment: Moment) -> Mapping[str, Budget]:
+    return _visits(moment, moment.visitors())
+
+
+def _stands_in(budget: Callable[[Timers], Budget]) -> Budgets:
+    """One data node for the other: statements wait, and none is lost. Posts are too few to tell silence by."""
+    return lambda moment: {
+        **dict.fromkeys(DATA, budget(moment.live)),
+        "write/post": replace(budget(moment.live), silence=None),
+        **_visits(moment, budget(moment.live)),
+    }
 
 
 def _back(**afterwards: float) -> Callable[[Moment], Budget]:
@@ -108,8 +138,14 @@ def _cluster_back(moment: Moment) -> Budget:
     return machine_back(moment.live, moment.hold_s, **node_back(moment.live))
 
 
-def _everything_back(moment: Moment) -> Budget:
-    return machine_back(moment.live, moment.hold_s, recovery_of_the_database=RECOVERY_S, **node_back(moment.live))
+def _master_back(moment: Moment) -> Mapping[str, Budget]:
+    """Visitors need no master; of two members of etcd, neither decides anything without the other."""
+    return {**_visitors(moment), **dict.fromkeys(API, _cluster_back(moment))}
+
+
+def _everything_back(moment: Moment) -> Mapping[str, Budget]:
+    budget = machine_back(moment.live, moment.hold_s, recovery_of_the_database=RECOVERY_S, **node_back(moment.live))
+    return dict.fromkeys((*VISITORS, *DATA, "write/post"), budget)
 
 
 def _files_back(moment: Moment) -> Mapping[str, Budget]:
@@ -120,8 +156,13 @@ def _files_back(moment: Moment) -> Mapping[str, Budget]:
     )
 
 
-def _visitors(moment: Moment) -> Mapping[str, Budget]:
-    return dict.fromkeys(VISITORS, moment.visitors())
+def _public_back(budget: Callable[[Moment], Budget]) -> Budgets:
+    """The public host alone; the virtual address does without the tunnel."""
+    return lambda moment: {
+        "public": budget(moment),
+        "page/public": moment.page(budget(moment)),
+        **_nothing("vip", "page/vip")(moment),
+    }
 
 
 DRILLS: Mapping[str, Drill] = {
@@ -169,13 +210,19 @@ DRILLS: Mapping[str, Drill] = {
             "endpoint-master-power",
             "the master that is the API's endpoint loses its power",
             (Blow("power cut", "API endpoint", 30),),
-            lambda moment: {**_visitors(moment), "api/write": _cluster_back(moment)},
+            _master_back,
         ),
         Drill(
             "other-master-power",
             "the master that is not the API's endpoint loses its power",
             (Blow("power cut", "other master", 30),),
-            lambda moment: {**_visitors(moment), "api/write": _cluster_back(moment)},
+            _master_back,
+        ),
+        Drill(
+            "endpoint-announcer-power",
+            "the master that is the API's endpoint and announces the virtual address loses its power",
+            (Blow("power cut", "API endpoint that announces", 30),),
+            _master_back,
         ),
         # Pods
         Drill(
@@ -195,22 +242,29 @@ DRILLS: Mapping[str, Drill] = {
             "data-node-killed",
             "each data node in turn is killed",
             (Blow("ndbmtd killed", "data node", 10),),
-            _killed,
+            _stands_in(data_node_killed),
             turns=2,
         ),
         Drill(
             "data-node-power",
             "each data node in turn loses its power",
             (Blow("power cut", "data node", 20),),
-            _silent,
+            _stands_in(data_node_silent),
             turns=2,
         ),
-        Drill("data-node-hang", "each data node in turn hangs", (Blow("hang", "data node", 20),), _silent, turns=2),
+        Drill(
+            "data-node-hang",
+            "each data node in turn hangs",
+            (Blow("hang", "data node", 20),),
+            _stands_in(data_node_silent),
+            turns=2,
+        ),
         Drill(
             "data-node-partition",
             "the data nodes are cut off from each other",
             (Blow("partition", "data node", 20, peers="data node"),),
-            _silent,
+            _stands_in(data_node_silent),
+            turns=2,
         ),
         Drill(
             "management-power",
@@ -221,15 +275,15 @@ DRILLS: Mapping[str, Drill] = {
         Drill(
             "arbitrator-trap",
             "the management node and then a data node lose their power",
-            (Blow("power cut", "management node", 40), Blow("power cut", "data node", 25, after_s=15)),
-            _each((*DATA,), _back(recovery_of_the_database=RECOVERY_S, joining=JOIN_S)),
+            (Blow("power cut", "management node", 40), Blow("power cut", "data node", 25, after_s=15, takes_data=True)),
+            _each((*DATA, *PAGES), _back(recovery_of_the_database=RECOVERY_S, joining=JOIN_S)),
             loss_window_s=CHECKPOINT_S,
         ),
         Drill(
             "sql-power",
             "the SQL node loses its power while it is in use",
             (Blow("power cut", "SQL node", 15),),
-            lambda moment: dict.fromkeys((*DATA, "write/post"), _back(joining=JOIN_S)(moment)),
+            _each((*DATA, "write/post", *PAGES), _back(joining=JOIN_S)),
         ),
         # Files and the edge
         Drill(
@@ -242,13 +296,13 @@ DRILLS: Mapping[str, Drill] = {
             "connector-power",
             "the connector of the tunnel loses its power",
             (Blow("power cut", "connector", 15),),
-            lambda moment: {"public": _back(dialling_out=10)(moment), "vip": NOTHING},
+            _public_back(_back(dialling_out=10)),
         ),
         Drill(
             "connector-killed",
             "the connector of the tunnel is killed",
             (Blow("connector killed", "connector", 15),),
-            lambda moment: {"public": restarted(moment.live, 10), "vip": NOTHING},
+            _public_back(lambda moment: restarted(moment.live, 10)),
         ),
         # Disks
         Drill(
@@ -261,7 +315,7 @@ DRILLS: Mapping[str, Drill] = {
             "data-node-disk-full",
             "a data node's disk is full",
             (Blow("database directory full", "data node", 30),),
-            _nothing("sql"),
+            _nothing(*DATA),
         ),
         Drill(
             "export-full",
@@ -279,17 +333,22 @@ DRILLS: Mapping[str, Drill] = {
         Drill(
             "database-off",
             "the whole of the database loses its power",
-            (Blow("power cut", "database", 15),),
-            lambda moment: dict.fromkeys(
-                (*DATA, "write/post"), _back(recovery_of_the_database=RECOVERY_S, joining=JOIN_S)(moment)
-            ),
+            (Blow("power cut", "database", 15, takes_data=True),),
+            _each((*DATA, "write/post", *PAGES), _back(recovery_of_the_database=RECOVERY_S, joining=JOIN_S)),
             loss_window_s=CHECKPOINT_S,
         ),
         Drill(
             "everything-off",
             "everything loses its power at once",
-            (Blow("power cut", "everything", 10),),
-            lambda moment: dict.fromkeys((*VISITORS, *DATA), _everything_back(moment)),
+            (Blow("power cut", "everything", 10, takes_data=True),),
+            _everything_back,
+            loss_window_s=CHECKPOINT_S,
+        ),
+        Drill(
+            "hypervisor-lost",
+            "one of several hypervisors is lost",
+            (Blow("hypervisor lost", "everything", 60, takes_data=True),),
+            _everything_back,
             loss_window_s=CHECKPOINT_S,
         ),
     )

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 import requests
 from kubernetes.client.exceptions import ApiException
+from websocket import WebSocketException
 
 from certificate.verdict import NotExercised
+from chaos.history import SILENCE
 from chaos.target import Facts
 from chaos.timers import Timers, dns_ttl_s, duration_s, grace_s, tolerated_s
 from environments.model import Role
@@ -27,7 +29,7 @@ from steps.machines import cards
 from steps.pods import execute
 
 VISIT_TIMEOUT_S = 10
-WHOLE = "whole"
+WHOLE, AWAY = "whole", "away: "
 NDB_TIMERS = (
     "SELECT DISTINCT param_name, config_value FROM ndbinfo.config_params JOIN ndbinfo.config_values"
     " ON config_param = param_number WHERE param_name IN ('HeartbeatIntervalDbDb', 'ArbitrationTimeout')"
@@ -38,7 +40,18 @@ NFS_GRACE = (
     r" sed -n 's/^ *Grace_Period *= *\([0-9]*\) *;.*/\1/p' /etc/ganesha/ganesha.conf"
 )
 # What a part of the target cannot be asked by, when it is being broken.
-SILENT = (ActionFailed, ApiException, DeadlineExceeded, HypervisorError, NotExercised, OSError, *UNAVAILABLE)
+SILENT = (
+    ActionFailed,
+    ApiException,
+    DeadlineExceeded,
+    HypervisorError,
+    NotExercised,
+    OSError,
+    WebSocketException,
+    *UNAVAILABLE,
+)
+# What comes of half an answer.
+GARBLED = (LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,12 @@ class Live:
             NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
         )
         arbitrator = self.session.database.query("SELECT DISTINCT arbitrator FROM ndbinfo.membership")
-        members = self.session.ndb.members
+        ndb, number = self.session.ndb, int(arbitrator[0][0]) if arbitrator else 0
         return Facts(
             environment.machines,
             environment.kubernetes.control_plane_endpoint,
             announcer=next(iter(self._announcers()), None),
-            arbitrator=members[int(arbitrator[0][0]) - 1].name if arbitrator and int(arbitrator[0][0]) else None,
+            arbitrator=next((m.name for m in ndb.members if number and ndb.node_id(m) == number), None),
             etcd_leader=self._etcd_leader(),
             replicas=Counter(pod.spec.node_name for pod in pods.items if pod.spec.node_name),
         )
@@ -125,7 +138,7 @@ class Live:
         environment = self.session.environment
         found = owned(environment, self.session.hypervisor.vms())
         away = [m.name for m in environment.machines if m.vmid not in found or found[m.vmid].status != "running"]
-        return f"away: {', '.join(away)}" if away else WHOLE
+        return f"{AWAY}{', '.join(away)}" if away else WHOLE
 
     def _nodes(self) -> str:
         names = {machine.name for machine in self.session.environment.cluster_machines}
@@ -138,8 +151,8 @@ class Live:
     def _database(self) -> str:
         ndb = self.session.ndb
         members = ndb.show()
-        away = [member.name for member in ndb.members if not taking_part(members, ndb.node_id(member))]
-        return f"away: {', '.join(away)}" if away else WHOLE
+        away = [member.name for member in ndb.members if not taking_part(members, ndb.node_id(member, members))]
+        return f"{AWAY}{', '.join(away)}" if away else WHOLE
 
     def _site(self) -> str:
         reply = requests.get(f"http://{self.session.environment.wordpress.vip}/", timeout=VISIT_TIMEOUT_S)
@@ -169,5 +182,5 @@ class Live:
 def _told(ask: Callable[[], str]) -> str:
     try:
         return ask()
-    except SILENT as error:
-        return f"no answer: {type(error).__name__}"
+    except (*SILENT, *GARBLED) as error:
+        return f"{SILENCE}{type(error).__name__}"

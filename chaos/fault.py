@@ -4,7 +4,6 @@ What is done on a machine over SSH expires there by itself: a systemd timer is s
 done over the Proxmox VE API is taken back by the journal (`chaos.journal`), whoever made it.
 """
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from typing import Protocol
 
 from kubernetes import client
 
+from certificate.verdict import NotExercised
 from chaos import scripts
+from chaos.target import nearest
 from environments.model import Environment, Machine
 from provisioning.cluster import REQUEST_TIMEOUT_S
 from provisioning.hypervisor import Hypervisor
@@ -64,6 +65,9 @@ class FaultKind(Protocol):
     def heal(self, session: Session, machine: Machine) -> None:
         """Take it back; raises ActionFailed, ApiException and HypervisorError."""
 
+    def remains(self, session: Session, machine: Machine) -> str:
+        """What is still broken after healing, in a line; empty when nothing is. Raises as `heal`."""
+
     def by_hand(self, environment: Environment, machine: Machine) -> str:
         """What a person would do where healing fails."""
 
@@ -93,6 +97,14 @@ class OfPower:
         """Awaits the hypervisor's task."""
         self.undo(session.hypervisor, machine)
 
+    def remains(self, session: Session, machine: Machine) -> str:
+        """The power's state, or a cable that is out."""
+        if (state := session.hypervisor.power(machine.vmid)) != "running":
+            return f"it is {state}"
+        config = session.hypervisor.config(machine.vmid)
+        out = [f"net{index}" for index in cards(config) if "link_down=1" in str(config[f"net{index}"])]
+        return f"the cables of {', '.join(out)} are out" if out else ""
+
     def by_hand(self, environment: Environment, machine: Machine) -> str:
         """By Proxmox VE's own command."""
         return f"qm start {machine.vmid}; qm resume {machine.vmid}; and set no link_down on its network cards"
@@ -100,12 +112,16 @@ class OfPower:
 
 @dataclass(frozen=True)
 class OnMachine:
-    """Done on the machine over SSH by a script; `mend` goes there first, and a timer with it."""
+    """Done on the machine over SSH by a script; `mend` goes there first, and a timer with it.
+
+    `able` prints why it cannot be done there, `lasts` what is left of it; a line each, or nothing.
+    """
 
     name: str
     breaks: Callable[[Environment, Sequence[str]], str]
     mend: Callable[[Environment], str]
     able: Callable[[Environment], str] = lambda _: ""
+    lasts: Callable[[Environment], str] = lambda _: "true"
     takes_down: bool = False
     mutual: bool = field(default=False, kw_only=True)
 
@@ -135,7 +151,7 @@ class OnMachine:
         )
 
     def heal(self, session: Session, machine: Machine) -> None:
-        """Waits for a machine that cannot be reached yet."""
+        """Waits for a machine that cannot be reached yet; raises Unreachable when it stays so."""
         script = f"{self.mend(session.environment)}\n{scripts.forget(self._slug)}"
 
         def healed() -> bool:
@@ -149,6 +165,12 @@ class OnMachine:
             poll(f"{machine.name} by SSH", healed, timeout_s=REACHED_TIMEOUT_S, interval_s=1)
         except DeadlineExceeded as error:
             raise Unreachable(str(error), machine=machine.name, command=script) from error
+
+    def remains(self, session: Session, machine: Machine) -> str:
+        """By what it did there, and by its timer: that is stopped when what mends has come to its end."""
+        script = f"{self.lasts(session.environment)}\n{scripts.waiting(self._slug)}"
+        told = session.shell.run(machine, script, timeout_s=COMMAND_TIMEOUT_S)
+        return told.stdout.strip().partition("\n")[0]
 
     def by_hand(self, environment: Environment, machine: Machine) -> str:
         """The same script, as root over there."""
@@ -182,9 +204,44 @@ class OfPods:
     def heal(self, session: Session, machine: Machine) -> None:
         """The Deployment does."""
 
+    def remains(self, session: Session, machine: Machine) -> str:
+        """Nothing that was broken; whether every replica is there again is the drill's to see."""
+        return ""
+
     def by_hand(self, environment: Environment, machine: Machine) -> str:
         """Nothing but to look."""
         return f"kubectl -n {NAMESPACE} rollout status deployment/{NAME}"
+
+
+@dataclass(frozen=True)
+class OfHost:
+    """A hypervisor that is lost, with the machines on it. An environment describes one node: it is never done."""
+
+    name: str
+    takes_down: bool = True
+
+    def marks(self, struck: Struck) -> tuple[Machine, ...]:
+        """None: there is nobody to heal it by."""
+        return ()
+
+    def blocked(self, session: Session, machine: Machine) -> str:
+        """With the only one everything is lost, and so is whoever would heal it."""
+        return f"the target has one hypervisor, {session.environment.hypervisor.node}: no machine can move to another"
+
+    def inject(self, session: Session, struck: Struck) -> None:
+        """Never; raises NotExercised."""
+        raise NotExercised(self.blocked(session, struck.machine))
+
+    def heal(self, session: Session, machine: Machine) -> None:
+        """There is nothing to take back."""
+
+    def remains(self, session: Session, machine: Machine) -> str:
+        """Nothing, as nothing was done."""
+        return ""
+
+    def by_hand(self, environment: Environment, machine: Machine) -> str:
+        """What a person can do at the hypervisor's console alone."""
+        return f"start the hypervisor {environment.hypervisor.node}"
 
 
 def _start(hypervisor: Hypervisor, machine: Machine) -> None:
@@ -245,62 +302,91 @@ def _always(script: str) -> Callable[[Environment, Sequence[str]], str]:
     return lambda *_: script
 
 
+def _filter(name: str, rule: Callable[[Sequence[str]], str], *, mutual: bool = False) -> OnMachine:
+    return OnMachine(
+        name,
+        lambda _, macs: scripts.filtered(rule(macs)),
+        _same(scripts.UNFILTER),
+        _same(scripts.NEEDS_NFT),
+        _same(scripts.STILL_FILTERED),
+        mutual=mutual,
+    )
+
+
 def _of_network() -> list[FaultKind]:
-    able = _same(scripts.NEEDS_NFT)
-    mend = _same(scripts.UNFILTER)
     return [
         OfPower(
             "network down",
             lambda hypervisor, machine: _links(hypervisor, machine, down=True),
             lambda hypervisor, machine: _links(hypervisor, machine, down=False),
         ),
-        OnMachine("partition", lambda _, macs: scripts.filtered(scripts.deaf_to(macs)), mend, able, mutual=True),
-        OnMachine("one-way partition", lambda _, macs: scripts.filtered(scripts.deaf_to(macs)), mend, able),
-        OnMachine("packet loss", _always(scripts.filtered("numgen random mod 100 < 20 drop")), mend, able),
-        OnMachine("narrow network", _always(scripts.filtered("limit rate over 256 kbytes/second drop")), mend, able),
+        _filter("partition", scripts.deaf_to, mutual=True),
+        _filter("one-way partition", scripts.deaf_to),
+        _filter("packet loss", lambda _: "numgen random mod 100 < 20 drop"),
+        _filter("narrow network", lambda _: "limit rate over 256 kbytes/second drop"),
     ]
 
 
 def _of_processes() -> list[FaultKind]:
     found: list[FaultKind] = []
     for name, unit in scripts.UNITS.items():
-        up, able = _same(scripts.started(unit)), _same(scripts.has_unit(unit))
-        found.append(OnMachine(f"{name} killed", _always(scripts.unit_killed(unit)), up, able))
-        found.append(OnMachine(f"{name} stopped", _always(scripts.stopped(unit)), up, able))
+        up, able, lasts = (_same(script(unit)) for script in (scripts.started, scripts.has_unit, scripts.not_running))
+        found.append(OnMachine(f"{name} killed", _always(scripts.unit_killed(unit)), up, able, lasts))
+        found.append(OnMachine(f"{name} stopped", _always(scripts.stopped(unit)), up, able, lasts))
     for name in scripts.CONTAINERS:
         able = _same(scripts.has_container(name))
+        # Kubelet starts it again: what is left of it is no container's.
         found.append(OnMachine(f"{name} killed", _always(scripts.signalled(name, "KILL")), _same("true"), able))
-        thaw = _same(scripts.signalled(name, "CONT"))
-        found.append(OnMachine(f"{name} frozen", _always(scripts.signalled(name, "STOP")), thaw, able))
+        thaw, lasts = _same(scripts.signalled(name, "CONT")), _same(scripts.still_frozen(name))
+        found.append(OnMachine(f"{name} frozen", _always(scripts.signalled(name, "STOP")), thaw, able, lasts))
     for name in scripts.STATIC_PODS:
         back, able = _same(scripts.manifest_back(name)), _same(scripts.has_container(name))
-        found.append(OnMachine(f"{name} stopped", _always(scripts.manifest_away(name)), back, able))
+        lasts = _same(scripts.still_there(f"{scripts.KEPT}/{name}.yaml", f"the manifest of {name} is still away"))
+        found.append(OnMachine(f"{name} stopped", _always(scripts.manifest_away(name)), back, able, lasts))
     return found
 
 
 def _of_resources() -> list[FaultKind]:
     found: list[FaultKind] = [
-        OnMachine("processors busy", _always(scripts.BUSY), _same(scripts.IDLE)),
-        OnMachine("memory full", _always(scripts.MEMORY_TAKEN), _same(scripts.MEMORY_FREED)),
+        OnMachine(
+            "processors busy",
+            _always(scripts.BUSY),
+            _same(scripts.IDLE),
+            _same(scripts.NEEDS_PROCESSORS),
+            _same(scripts.STILL_BUSY),
+        ),
+        OnMachine(
+            "memory full",
+            _always(scripts.MEMORY_TAKEN),
+            _same(scripts.MEMORY_FREED),
+            _same(scripts.NEEDS_MEMORY),
+            _same(scripts.STILL_TAKEN),
+        ),
     ]
-    for name, directory in scripts.DIRECTORIES.items():
-        found.append(
-            OnMachine(
-                f"{name} full",
-                lambda env, _, where=directory: scripts.filled(where(env)),  # type: ignore[misc]
-                lambda env, where=directory: scripts.emptied(where(env)),  # type: ignore[misc]
-                lambda env, where=directory: scripts.bounded(where(env)),  # type: ignore[misc]
-            )
-        )
-        found.append(
-            OnMachine(
-                f"{name} out of inodes",
-                lambda env, _, where=directory: scripts.inodes_taken(where(env)),  # type: ignore[misc]
-                lambda env, where=directory: scripts.inodes_freed(where(env)),  # type: ignore[misc]
-                lambda env, where=directory: scripts.few_inodes(where(env)),  # type: ignore[misc]
-            )
-        )
+    for name, where in scripts.DIRECTORIES.items():
+        found.append(_full(name, where))
+        found.append(_out_of_inodes(name, where))
     return found
+
+
+def _full(name: str, where: Callable[[Environment], str]) -> OnMachine:
+    return OnMachine(
+        f"{name} full",
+        lambda env, _: scripts.filled(where(env)),
+        lambda env: scripts.emptied(where(env)),
+        lambda env: scripts.bounded(where(env)),
+        lambda env: scripts.still_there(f"{where(env)}/{scripts.FULL}", "what fills the disk is still there"),
+    )
+
+
+def _out_of_inodes(name: str, where: Callable[[Environment], str]) -> OnMachine:
+    return OnMachine(
+        f"{name} out of inodes",
+        lambda env, _: scripts.inodes_taken(where(env)),
+        lambda env: scripts.inodes_freed(where(env)),
+        lambda env: scripts.few_inodes(where(env)),
+        lambda env: scripts.still_there(f"{where(env)}/{scripts.FULL}.d", "what takes the inodes is still there"),
+    )
 
 
 KINDS: Mapping[str, FaultKind] = {
@@ -312,6 +398,7 @@ KINDS: Mapping[str, FaultKind] = {
         OfPower("reboot", lambda hypervisor, machine: hypervisor.reboot(machine.vmid), _start),
         *_of_network(),
         *_of_processes(),
+        OfHost("hypervisor lost"),
         OfPods("replica deleted", _delete),
         OfPods("replica evicted", _evict),
         OfPods("rolling restart", _restart),
@@ -324,6 +411,4 @@ def kind_named(name: str) -> FaultKind:
     """The fault of that name; raises NoSuchFault with the nearest."""
     if name in KINDS:
         return KINDS[name]
-    close = difflib.get_close_matches(name, KINDS, n=3, cutoff=0.5)
-    told = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(KINDS)}"
-    raise NoSuchFault(f"no fault is called “{name}”; {told}")
+    raise NoSuchFault(f"no fault is called “{name}”; {nearest(name, KINDS)}")

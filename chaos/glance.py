@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chaos.history import Probe, parse
+from chaos.history import FILE, Event, Phase, Probe, parse
 
 RECENT_S, UPDATE_S = 3.0, 0.5
 
@@ -20,16 +20,20 @@ class Glance:
 
     answered_s: dict[str, float] = field(default_factory=dict)
     recent: list[Probe] = field(default_factory=list)
+    phase: str = "beginning"
 
-    def hear(self, probes: Iterable[Probe]) -> None:
+    def hear(self, events: Iterable[Event]) -> None:
         """Take in what was recorded since the last time."""
-        for probe in probes:
-            self.recent.append(probe)
-            if probe.ok:
-                self.answered_s[probe.layer] = max(probe.ended_s, self.answered_s.get(probe.layer, 0.0))
+        for event in events:
+            if isinstance(event, Phase):
+                self.phase = event.name
+            elif isinstance(event, Probe):
+                self.recent.append(event)
+                if event.ok:
+                    self.answered_s[event.layer] = max(event.ended_s, self.answered_s.get(event.layer, 0.0))
 
     def told(self, now_s: float) -> str:
-        """Layers that failed somebody within the last seconds: how many of whom, or since when nobody was answered."""
+        """The phase, and layers that failed somebody within the last seconds: how many of whom, or since when all."""
         self.recent = [probe for probe in self.recent if probe.ended_s > now_s - RECENT_S]
         counts: Mapping[str, list[Probe]] = {probe.layer: [] for probe in self.recent}
         for probe in self.recent:
@@ -42,29 +46,42 @@ class Glance:
                 failing.append(f"{layer} away for {since_s:.0f} s")
             elif failed:
                 failing.append(f"{layer} fails {failed} of {len(probes)}")
-        return "; ".join(failing) or f"{len(counts)} layers answer"
+        return f"{self.phase}: {'; '.join(failing) or f'{len(counts)} layers answer'}"
+
+
+@dataclass
+class Tail:
+    """What is added to a file of events, as it comes."""
+
+    file: Path
+    _offset: int = 0
+
+    def read(self) -> list[Event]:
+        """The events since the last time; a line that is still being written is for the next."""
+        if not self.file.exists():
+            return []
+        with self.file.open("rb") as lines:
+            lines.seek(self._offset)
+            text = lines.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return list(parse(whole.decode()))
 
 
 @contextmanager
 def shown(console: Console, folder: Path) -> Iterator[None]:
     """Keep the line up to date, in a terminal; elsewhere nothing is shown."""
-    over, glance, file = threading.Event(), Glance(), folder / "probes.jsonl"
+    over, glance = threading.Event(), Glance()
+    tails = [Tail(folder / FILE), Tail(folder / "probes.jsonl")]
     if not console.is_terminal:
         yield
         return
-    with console.status("beginning") as status:
+    with console.status(glance.phase) as status:
 
         def look() -> None:
-            offset = 0
             while not over.wait(UPDATE_S):
-                if not file.exists():
-                    continue
-                with file.open() as lines:
-                    lines.seek(offset)
-                    text = lines.read()
-                whole = text[: text.rfind("\n") + 1]
-                offset += len(whole.encode())
-                glance.hear(event for event in parse(whole) if isinstance(event, Probe))
+                for tail in tails:
+                    glance.hear(tail.read())
                 status.update(glance.told(time.monotonic()))
 
         thread = threading.Thread(target=look, name="glance", daemon=True)

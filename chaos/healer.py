@@ -14,9 +14,11 @@ from contextlib import contextmanager
 
 from chaos.journal import HealFailed, Journal
 from chaos.ledger import sweep
+from environments.load import find, load
 from provisioning.action import ActionFailed
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session, open_session
+from provisioning.state import State
 
 DONE = "done\n"
 HEAL_TIMEOUT_S = 600
@@ -25,7 +27,11 @@ END_TIMEOUT_S = 30
 
 @contextmanager
 def watched_over(name_or_file: str) -> Iterator[None]:
-    """Whatever becomes of this process, what it notes in the journal is healed."""
+    """Whatever becomes of this process, what it notes in the journal is healed.
+
+    While anything is noted the healer is not dismissed: it goes on trying, and is waited for.
+    """
+    journal = Journal(State.of(load(find(name_or_file)).name).broken)
     command = [sys.executable, "-m", "chaos.healer", "--env", name_or_file]
     # A session of its own: a Ctrl-C in the terminal is not for it.
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -33,12 +39,15 @@ def watched_over(name_or_file: str) -> Iterator[None]:
         try:
             yield
         finally:
+            left = journal.held()
             try:
-                process.stdin.write(DONE)
+                process.stdin.write("" if left else DONE)
                 process.stdin.close()
             except BrokenPipeError:
                 pass  # it ended before; there is nothing to dismiss
-            process.wait(END_TIMEOUT_S)
+            if left:
+                sys.stderr.write(f"{len(left)} faults are not healed yet; trying for {HEAL_TIMEOUT_S // 60} minutes\n")
+            process.wait(None if left else END_TIMEOUT_S)
 
 
 def heal_all(session: Session) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+SILENCE = "no answer: "  # what stands before the reason where a part of the target tells no state
 FILE = "history.jsonl"  # the drill's own; the others' are beside it
 Kind = TypeVar("Kind")
 
@@ -104,6 +105,7 @@ class Fault(Event):
     name: str
     targets: tuple[str, ...]
     at_s: float
+    takes_data: Annotated[bool, Field(description="whoever holds the data is gone by it, all at once")] = False
 
 
 class Seen(Event):
@@ -121,6 +123,7 @@ class Phase(Event):
     kind: Literal["phase"] = "phase"
     name: Literal["steady", "fault", "redundancy", "verification", "end"]
     at_s: float
+    clock_offset_s: Annotated[float | None, Field(description="the wall clock less the monotonic one")] = None
 
 
 class Allowed(Event):
@@ -130,6 +133,9 @@ class Allowed(Event):
     layer: str
     seconds: Annotated[float, Field(ge=0)]
     formula: str
+    total_s: Annotated[float | None, Field(ge=0, description="of answering nobody at all; None: as `seconds`")] = None
+    held_s: Annotated[float, Field(ge=0, description="what of `seconds` is over when the fault is taken back")] = 0.0
+    back_s: Annotated[float, Field(ge=0, description="once more when the fault is taken back")] = 0.0
 
 
 class Aborted(Event):
@@ -198,7 +204,7 @@ class History:
         events: list[Event] = []
         for file in (own, *sorted(other for other in folder.glob("*.jsonl") if other != own)):
             try:
-                events += parse(file.read_text(encoding="utf-8"))
+                events += parse(_text(file.read_bytes()))
             except OSError as error:
                 raise HistoryError(f"{file}: {error.strerror}") from error
             except HistoryError as error:
@@ -230,6 +236,15 @@ class History:
         for name in ("at_s", "ended_s"):
             if isinstance(value := getattr(event, name, None), float):
                 yield value
+
+
+def _text(held: bytes) -> str:
+    """A file's text; a last line may end within a letter. Raises HistoryError."""
+    whole, newline, cut_off = held.rpartition(b"\n")
+    try:
+        return (whole + newline).decode() + cut_off.decode(errors="ignore")
+    except UnicodeDecodeError as error:
+        raise HistoryError(f"is no text: {error}") from error
 
 
 def parse(text: str) -> Iterator[Event]:

@@ -48,7 +48,8 @@ class Journal:
     def heal(self, session: Session, only: Sequence[Wound] | None = None) -> list[str]:
         """Take back what is noted, or `only` some of it, and forget that; a line for each that was.
 
-        All are tried, and power first: no machine can be mended that is off. Raises HealFailed naming the others.
+        All are tried, and power first: no machine can be mended that is off. What is still broken afterwards was not
+        healed, whatever healing said. Raises HealFailed naming the others, or the file that cannot be written.
         """
         by_id = {machine.vmid: machine for machine in session.environment.machines}
         wanted = [w for w in self.held() if (only is None or w in only) and w.vmid in by_id and w.fault in KINDS]
@@ -59,7 +60,10 @@ class Journal:
                 ends = list(pool.map(lambda wound: _healed(session, wound, by_id[wound.vmid]), group))
             healed += [wound for wound, told in zip(group, ends, strict=True) if not told]
             failed += [told for told in ends if told]
-        self._write([wound for wound in self.held() if wound not in healed])
+        try:
+            self._write([wound for wound in self.held() if wound not in healed])
+        except OSError as error:
+            failed.append(f"{self.file}: {error.strerror}; what was healed stays noted, to be healed once more")
         if failed:
             raise HealFailed("\n".join(failed))
         return [f"{wound.fault} of {by_id[wound.vmid].name}" for wound in healed]
@@ -81,8 +85,10 @@ def _healed(session: Session, wound: Wound, machine: Machine) -> str:
     kind = KINDS[wound.fault]
     try:
         kind.heal(session, machine)
+        told = kind.remains(session, machine)
     except (ActionFailed, ApiException, HypervisorError, OSError) as error:
-        told = str(error).strip().splitlines()[0]
-        by_hand = kind.by_hand(session.environment, machine)
-        return f"{wound.fault} of {machine.name} is NOT healed: {told}\n  by hand: {by_hand}"
-    return ""
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not told:
+        return ""
+    by_hand = kind.by_hand(session.environment, machine)
+    return f"{wound.fault} of {machine.name} is NOT healed: {told}\n  by hand: {by_hand}"

@@ -5,20 +5,27 @@ Nothing that was not tested is a pass: too few questions, no fault, or a fault t
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from certificate.verdict import Finding, Verdict, weightiest
-from chaos.history import Aborted, Allowed, Fault, Found, History, Phase, Probe, Seen, Write
+from chaos.history import SILENCE, Aborted, Allowed, Fault, Found, History, Phase, Probe, Seen, Write
 from chaos.outage import Outage, of_history
 from chaos.writes import Account, accounts
 
 # An answer that is held back for less fails nobody: it is latency, which load tests judge. (Nielsen: up to a second a
 # person's thoughts are not interrupted; twice that is given for machines that start next to the one that answers.)
 PATIENCE_S = 2.0
+# A whole page is waited for: ten seconds hold a person's attention (Nielsen).
+PAGE_PATIENCE_S = 10.0
+# A time in which a layer was asked nothing says nothing of it: so many intervals, and a moment for a busy machine.
+UNASKED_INTERVALS, UNASKED_S = 5, 2.0
+# What is seen from outside: its change is no sign that the target's own parts noticed anything.
+NOT_DETECTING = {"machines", "site", "clock"}
 # Whom a layer asks to answer; of layers with names of their own (`pod/…`), what stands before the slash.
 ASKS: Mapping[str, tuple[str, ...]] = {
     "public": ("vip",),
     "vip": ("pod",),
+    "page/public": ("public", "pod", "sql"),
+    "page": ("vip", "pod", "sql"),
     "pod": ("sql", "nfs"),
     "write": ("ndb",),
     "sql": ("ndb",),
@@ -35,6 +42,25 @@ class Strike:
     injected_s: float | None = None
     heal_s: float | None = None
     healed_s: float | None = None
+    takes_data: bool = False
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a layer lost by one turn: blows that are over before the next turn's first; seconds.
+
+    `struck_s`: from the blow before it until the last outage was over that began before the last heal.
+    `healed_s`: from that heal until the last outage was over that began after it.
+    `away_s`: of both together, how long it failed somebody at least.
+    `silent_s`: before or after that heal, whichever is more, how long it answered nobody.
+    `error_s`: of each of the others, at most.
+    """
+
+    struck_s: float
+    healed_s: float
+    away_s: float
+    silent_s: float
+    error_s: float
 
 
 @dataclass(frozen=True)
@@ -64,19 +90,28 @@ class Judgement:
 
 
 def judge(history: History) -> Judgement:
-    """Judge a whole history."""
+    """Judge a whole history. A judge that fails has said nothing: that is *not judged*, with the reason."""
+    try:
+        return _judged(history)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is no verdict, and no reason to lose the history
+        finding = Finding(Verdict.UNKNOWN, f"the judge itself failed: {type(error).__name__}: {error}")
+        return Judgement((), (), (), None, None, history.header.loss_window_s, (finding,), finding)
+
+
+def _judged(history: History) -> Judgement:
     struck = strikes(history.of(Fault))
     found, unjudged = of_history(history)
     allowed = {budget.layer: budget for budget in history.of(Allowed)}
+    unjudged = _unasked(history, allowed, struck) | unjudged
     layers = tuple(
         _layer(layer, history, found, unjudged, allowed.get(layer), struck)
         for layer in sorted({*found, *unjudged, *allowed})
     )
     window_s = history.header.loss_window_s
-    moments = [strike.inject_s for strike in struck]
+    spans = list(_loss_spans(struck, found.get("write/row", ()), window_s, history.ended_s))
 
     def unsaved(write: Write) -> bool:
-        return window_s > 0 and any(at_s - window_s <= write.ended_s for at_s in moments)
+        return any(since_s <= write.ended_s <= until_s for since_s, until_s in spans)
 
     looked_for = any(phase.name == "end" for phase in history.of(Phase))
     written = tuple(accounts(history.of(Write), history.of(Found), unsaved, looked_for=looked_for))
@@ -94,12 +129,57 @@ def judge(history: History) -> Judgement:
     )
 
 
+def _loss_spans(
+    struck: Sequence[Strike], writing: Sequence[Outage], window_s: float, ended_s: float
+) -> Iterable[tuple[float, float]]:
+    """When what was acknowledged may be lost: shortly before those that hold the data go, until nobody writes any more.
+
+    A strike that never came about may have struck at any time.
+    """
+    for strike in struck:
+        if not window_s or not strike.takes_data:
+            continue
+        gone_s = ended_s if strike.injected_s is None else strike.injected_s
+        taken_back_s = ended_s if strike.heal_s is None else strike.heal_s
+        # Those that are left may have written on until they gave up.
+        meanwhile = [
+            outage.began_s + outage.error_s
+            for outage in writing
+            if outage.total and outage.began_s < taken_back_s and outage.began_s + outage.length_s(ended_s) >= gone_s
+        ]
+        yield strike.inject_s - window_s, max(gone_s, min(meanwhile, default=gone_s))
+
+
+def _unasked(history: History, layers: Iterable[str], struck: Sequence[Strike]) -> dict[str, str]:
+    """Of layers that were to be asked from the first blow until all was over and were not: since when not."""
+    verified = history.phase("verification")
+    began_s = struck[0].inject_s if struck else history.ended_s
+    until_s = verified[0] if verified else history.ended_s
+    spans: dict[str, list[tuple[float, float]]] = {layer: [] for layer in layers}
+    for probe in [*history.of(Probe), *(write.as_probe for write in history.of(Write))]:
+        if probe.layer in spans:
+            spans[probe.layer].append((probe.intended_s, probe.ended_s))
+    found = {}
+    for layer, asked in spans.items():
+        most_s = UNASKED_S + UNASKED_INTERVALS * history.header.intervals_s.get(layer, 0.0)
+        last_s = began_s
+        for intended_s, ended_s in [*sorted(asked), (until_s, until_s)]:
+            if intended_s - last_s > most_s:
+                at_s = last_s - history.header.at_s
+                found[layer] = f"{layer} was asked nothing for {intended_s - last_s:.1f} s from {at_s:.1f} s on"
+                break
+            last_s = max(last_s, ended_s)
+        if not asked:
+            found[layer] = f"{layer} was never asked, and something is promised of it"
+    return found
+
+
 def strikes(faults: Iterable[Fault]) -> tuple[Strike, ...]:
     """The faults whose injection began, with how far they came."""
     found: list[Strike] = []
     for fault in faults:
         if fault.step == "inject":
-            found.append(Strike(fault.name, fault.targets, fault.at_s))
+            found.append(Strike(fault.name, fault.targets, fault.at_s, takes_data=fault.takes_data))
             continue
         for at, strike in enumerate(found):
             if (strike.name, strike.targets, strike.healed_s) == (fault.name, fault.targets, None):
@@ -119,11 +199,11 @@ def _advanced(strike: Strike, fault: Fault) -> Strike:
 
 def owed_to(layer: str, outage: Outage, found: Mapping[str, Sequence[Outage]], until_s: float) -> tuple[str, ...]:
     """The innermost layers below `layer` that failed at the same time; itself where none did."""
+    asked = ASKS.get(layer, ASKS.get(layer.partition("/")[0], ()))
     below = [
         other
         for other in found
-        if other.partition("/")[0] in ASKS.get(layer.partition("/")[0], ())
-        and any(_overlap(outage, theirs, until_s) for theirs in found[other])
+        if other.partition("/")[0] in asked and any(_overlap(outage, theirs, until_s) for theirs in found[other])
     ]
     if not below:
         return (layer,)
@@ -160,44 +240,112 @@ def _layer(
 ) -> LayerJudgement:
     until_s = history.ended_s
     own = tuple(found.get(layer, ()))
-    felt = [outage for outage in own if outage.failed or outage.length_s(until_s) >= PATIENCE_S]
+    felt = [outage for outage in own if outage.failed or outage.length_s(until_s) >= patience_s(layer)]
     owed = tuple(owed_to(layer, outage, found, until_s) for outage in own)
-    restored_s = max(_restored(felt, struck, until_s), default=0.0)
-    return LayerJudgement(layer, own, owed, allowed, restored_s, _within(layer, felt, unjudged, allowed, restored_s))
+    losses = [_loss(felt, turn, next_s, until_s) for turn, next_s in turns(struck)]
+    restored_s = max((max(loss.struck_s, loss.healed_s) for loss in losses), default=0.0)
+    return LayerJudgement(layer, own, owed, allowed, restored_s, _within(layer, felt, unjudged, allowed, losses))
 
 
-def _restored(own: Sequence[Outage], struck: Sequence[Strike], until_s: float) -> Iterable[float]:
-    """For each thing that was done, how long it took until the last outage that began after it was over."""
-    moments = sorted(moment for s in struck for moment in (s.inject_s, s.heal_s) if moment is not None)
-    for at_s, next_s in pairwise([*moments, float("inf")]):
-        since = [o for o in own if at_s - o.error_s <= o.began_s < next_s - o.error_s]
-        yield max((o.began_s + o.length_s(until_s) - at_s for o in since), default=0.0)
+def patience_s(layer: str) -> float:
+    """How long an answer of a layer may be held back and fail nobody."""
+    return PAGE_PATIENCE_S if layer.startswith("page/") else PATIENCE_S
+
+
+def turns(struck: Sequence[Strike]) -> list[tuple[tuple[Strike, ...], float]]:
+    """Blows that go on at once, together, with the moment that the next ones begin."""
+    found: list[list[Strike]] = []
+    for strike in sorted(struck, key=lambda strike: strike.inject_s):
+        if found and any(other.heal_s is None or other.heal_s > strike.inject_s for other in found[-1]):
+            found[-1].append(strike)
+        else:
+            found.append([strike])
+    began = [turn[0].inject_s for turn in found]
+    return [(tuple(turn), next_s) for turn, next_s in zip(found, [*began[1:], float("inf")], strict=False)]
+
+
+def _loss(own: Sequence[Outage], turn: Sequence[Strike], next_s: float, until_s: float) -> Loss:
+    heals = [strike.heal_s for strike in turn if strike.heal_s is not None]
+    healed_s = max(heals) if len(heals) == len(turn) else float("inf")
+    moments = [*(strike.inject_s for strike in turn), healed_s, next_s]
+    since: dict[float, list[Outage]] = {moment: [] for moment in moments}
+    for outage in own:
+        begun = [moment for moment in moments if moment <= outage.began_s + outage.error_s]
+        if begun:
+            since[max(begun)].append(outage)
+    del since[next_s]  # the next turn's
+    phases = (
+        [outage for moment, some in since.items() if moment < healed_s for outage in some],
+        since.get(healed_s, []),
+    )
+    # Answers that were held back and came failed nobody: they delay the end of an outage, and add none.
+    failing = [outage for some in phases for outage in some if outage.failed]
+    restored = [
+        max((outage.began_s + outage.length_s(until_s) - moment for outage in some), default=0.0)
+        for moment, some in since.items()
+        if moment < healed_s
+    ]
+    return Loss(
+        struck_s=max(restored, default=0.0),
+        healed_s=max((o.began_s + o.length_s(until_s) - healed_s for o in phases[1]), default=0.0),
+        away_s=_length_s(failing, until_s) - sum(outage.error_s for outage in failing),
+        silent_s=max(
+            _length_s([o for o in some if o.total and o.length_s(until_s) >= PATIENCE_S], until_s) for some in phases
+        ),
+        error_s=max((outage.error_s for some in phases for outage in some), default=0.0),
+    )
+
+
+def _length_s(outages: Sequence[Outage], until_s: float) -> float:
+    """How long any of them went on; what two of them share counts once."""
+    length_s, last_s = 0.0, float("-inf")
+    for began_s, ended_s in sorted((o.began_s, o.began_s + o.length_s(until_s)) for o in outages):
+        length_s += max(0.0, ended_s - max(began_s, last_s))
+        last_s = max(last_s, ended_s)
+    return length_s
 
 
 def _within(
-    layer: str, own: Sequence[Outage], unjudged: Mapping[str, str], allowed: Allowed | None, restored_s: float
+    layer: str, own: Sequence[Outage], unjudged: Mapping[str, str], allowed: Allowed | None, losses: Sequence[Loss]
 ) -> Finding:
     if layer in unjudged:
         return Finding(Verdict.UNKNOWN, unjudged[layer])
     if allowed is None:
         return Finding(Verdict.PROVEN)  # it was watched to tell whom outages are owed to; nothing was promised of it
-    error_s = max((outage.error_s for outage in own), default=0.0)
-    if restored_s <= allowed.seconds + error_s:
+    told = [found for loss in losses for found in _beyond(layer, loss, allowed)]
+    if not told:
         return Finding(Verdict.PROVEN)
-    told = (
-        f"{layer} was back after {restored_s:.1f} s (± {error_s:.2f} s) of {allowed.seconds:.1f} s: {allowed.formula}"
-    )
     if any(outage.late for outage in own):
-        return Finding(Verdict.UNKNOWN, f"{told}; but the machine that asked stood still itself")
-    return Finding(Verdict.REFUTED, told)
+        return Finding(Verdict.UNKNOWN, f"{told[0]}; but the machine that asked stood still itself")
+    return Finding(Verdict.REFUTED, told[0])
+
+
+def _beyond(layer: str, loss: Loss, allowed: Allowed) -> Iterable[str]:
+    """In what a turn took more than is allowed: each phase by its own budget, and both together."""
+    silent_s = allowed.seconds if allowed.total_s is None else allowed.total_s
+    afterwards_s = max(allowed.seconds - allowed.held_s, allowed.back_s)
+    for what, measured_s, error_s, most_s in (
+        ("was back after", loss.struck_s, loss.error_s, allowed.seconds),
+        ("answered nobody for", loss.silent_s, loss.error_s, silent_s),
+        ("was back, once healed, after", loss.healed_s, loss.error_s, afterwards_s),
+        ("failed, before and after the heal, for", loss.away_s, 0.0, allowed.seconds + allowed.back_s),
+    ):
+        if measured_s > most_s + error_s:
+            yield f"{layer} {what} {measured_s:.1f} s (± {error_s:.2f} s) of {most_s:.1f} s: {allowed.formula}"
 
 
 def _detected_s(history: History, struck: Sequence[Strike]) -> float | None:
     """From the first fault to the first change that the target's own parts told of."""
-    if not struck:
-        return None
-    later = [seen.at_s for seen in history.of(Seen) if seen.at_s >= struck[0].inject_s]
-    return min(later) - struck[0].inject_s if later else None
+    last: dict[str, str] = {}
+    for seen in sorted(history.of(Seen), key=lambda seen: seen.at_s):
+        # A part that does not answer has not noticed anything.
+        if seen.subject in NOT_DETECTING or seen.state.startswith(SILENCE):
+            continue
+        changed = last.get(seen.subject, seen.state) != seen.state
+        last[seen.subject] = seen.state
+        if changed and struck and seen.at_s >= struck[0].inject_s:
+            return seen.at_s - struck[0].inject_s
+    return None
 
 
 def _redundant_s(history: History, struck: Sequence[Strike]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from chaos import probe
+from chaos.judgement import PAGE_PATIENCE_S
 from chaos.ledger import Ledger
 from chaos.target import Facts
 from chaos.workload import Login, Posts, Rows, Uploads
@@ -18,9 +19,11 @@ from provisioning.session import Session
 from provisioning.site import LABELS, VOLUME
 from provisioning.ssh import Shell
 
-# PHP and nothing else: a page takes a core, and would be the load that is to be measured.
-PATH = "/wp-includes/version.php"
+# PHP and nothing else: a page takes a core for 60 ms, and often asked would be the load that is to be measured. Without
+# the database this one answers as ever, so the front page is asked for too, seldom.
+PATH, FRONT_PAGE = "/wp-includes/version.php", "/"
 API_PORT, NFS_PORT, MANAGEMENT_PORT = 6443, 2049, 1186
+PAGE_INTERVAL_S, PAGE_TIMEOUT_S = 1.0, PAGE_PATIENCE_S
 INTERVAL_S, SLOW_INTERVAL_S = 0.05, 0.2  # a program on a machine, and the API's writes, cost more than an answer
 ROW_INTERVAL_S, POST_INTERVAL_S, UPLOAD_INTERVAL_S = 0.1, 1.5, 2.0
 # A browser waits longer than a probe, and a write that waits is no loss.
@@ -89,9 +92,9 @@ def questions(session: Session, cluster: Cluster, facts: Facts, struck: Iterable
     spared = [worker for worker in serving if worker not in struck]
     return probe.Plan(
         questions=(
-            *_visitors(environment),
+            *visitors(environment),
             *_kubernetes(environment, cluster),
-            *_database(environment),
+            *_database(session),
             probe.Port(layer="nfs", host=_address(environment, Role.NFS), port=NFS_PORT),
             *(replica(environment, shell, worker) for worker in serving),
             *(_files_and_names(environment, shell, cluster, spared[0]) if spared else ()),
@@ -99,21 +102,26 @@ def questions(session: Session, cluster: Cluster, facts: Facts, struck: Iterable
     )
 
 
-def _visitors(environment: Environment) -> list[probe.Page | probe.PublicPage]:
+def visitors(environment: Environment) -> list[probe.Page | probe.PublicPage]:
+    """The site at the virtual address and at the public host: a file of PHP's often, its front page seldom."""
     site, edge = environment.wordpress, environment.edge
-    return [
-        probe.Page(layer="vip", host=str(site.vip), port=80, path=PATH, timeout_s=4, interval_s=INTERVAL_S),
-        probe.PublicPage(
-            layer="public",
-            host=str(edge.resolve or edge.public_host),
-            port=443,
-            name=edge.public_host,
-            path=PATH,
-            ca=Path(edge.ca).read_text() if edge.ca else "",
-            timeout_s=4,
-            interval_s=INTERVAL_S,
-        ),
+    inside = probe.Page(layer="vip", host=str(site.vip), port=80, path=PATH, timeout_s=4, interval_s=INTERVAL_S)
+    outside = probe.PublicPage(
+        layer="public",
+        host=str(edge.resolve or edge.public_host),
+        port=443,
+        name=edge.public_host,
+        path=PATH,
+        ca=Path(edge.ca).read_text() if edge.ca else "",
+        timeout_s=4,
+        interval_s=INTERVAL_S,
+    )
+    slowly = {"path": FRONT_PAGE, "timeout_s": PAGE_TIMEOUT_S, "interval_s": PAGE_INTERVAL_S}
+    pages = [
+        type(question).model_validate({**question.model_dump(), **slowly, "layer": f"page/{question.layer}"})
+        for question in (inside, outside)
     ]
+    return [inside, outside, *pages]
 
 
 def _kubernetes(environment: Environment, cluster: Cluster) -> list[probe.Call]:
@@ -138,9 +146,9 @@ def _text(data: str) -> str:
     return base64.b64decode(data).decode()
 
 
-def _database(environment: Environment) -> list[probe.Row | probe.Member]:
+def _database(session: Session) -> list[probe.Row | probe.Member]:
+    environment, ndb = session.environment, session.ndb
     site = environment.wordpress
-    management = environment.with_role(Role.NDB_MANAGEMENT)
     reading = probe.Row(
         layer="sql",
         host=_address(environment, Role.NDB_SQL),
@@ -155,12 +163,12 @@ def _database(environment: Environment) -> list[probe.Row | probe.Member]:
     members = [
         probe.Member(
             layer=f"ndb/{machine.name}",
-            host=str(environment.address(management[0])),
+            host=_address(environment, Role.NDB_MANAGEMENT),
             port=MANAGEMENT_PORT,
-            node_id=len(management) + at,
+            node_id=ndb.node_id(machine),
             interval_s=SLOW_INTERVAL_S,
         )
-        for at, machine in enumerate(environment.with_role(Role.NDB_DATA), 1)
+        for machine in ndb.data
     ]
     return [reading, *members]
 

@@ -24,10 +24,13 @@ class Ledger:
         self._environment = session.environment
 
     def make(self) -> None:
-        """An empty table in the server's own engine, as a plugin's would be; raises ActionFailed."""
+        """An empty table in the server's own engine, as a plugin's would be; raises ActionFailed.
+
+        Its key is not unique: a row that is written twice is to be found twice.
+        """
         self._database.query(
             f"CREATE TABLE {self._database.site.database}.{self.table} "
-            "(name CHAR(16) PRIMARY KEY, digest CHAR(64) NOT NULL, payload TEXT NOT NULL)"
+            "(name CHAR(16) NOT NULL, KEY (name), digest CHAR(64) NOT NULL, payload TEXT NOT NULL)"
         )
 
     def read(self) -> list[Found]:
@@ -51,12 +54,15 @@ class Ledger:
 
 
 def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
-    """Uploads with the mark, as they lie on the file server; raises ActionFailed."""
+    """Uploads with the mark, as they lie on the file server; raises ActionFailed.
+
+    A name that is taken gets a number: `NAME-1.png` is NAME once more.
+    """
     told = shell.check(
         environment.with_role(Role.NFS)[0],
         _find(environment, f"{mark}*.png", "-exec sha256sum {} +"),
     )
-    found = re.findall(rf"^([0-9a-f]{{64}})  .*/{re.escape(mark)}([0-9a-f]+)\.png$", told, re.MULTILINE)
+    found = re.findall(rf"^([0-9a-f]{{64}})  .*/{re.escape(mark)}([0-9a-f]+)(?:-\d+)?\.png$", told, re.MULTILINE)
     return [Found(sort="upload", name=name, digest=digest) for digest, name in found]
 
 

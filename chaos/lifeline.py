@@ -14,8 +14,13 @@ from typing import TextIO
 
 from pydantic import BaseModel
 
+
+class Lost(Exception):
+    """A recording process did not come to its end in good order: what it recorded may not be all."""
+
+
 CHECKOUT = Path(__file__).resolve().parent.parent
-END_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 75.0  # whoever writes waits for an answer up to a minute
 
 
 def listen(pipe: TextIO, stop: threading.Event) -> str:
@@ -34,7 +39,7 @@ def listen(pipe: TextIO, stop: threading.Event) -> str:
 
 @contextmanager
 def helper(module: str, plan: BaseModel, file: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A recording process at work, ended in good order afterwards; what it was busy with is given up after a while."""
+    """A recording process at work, ended in good order afterwards; raises Lost where it did not end so."""
     command = [sys.executable, "-m", module, str(file.absolute())]
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -48,3 +53,6 @@ def helper(module: str, plan: BaseModel, file: Path) -> Iterator["subprocess.Pop
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
+        if process.returncode:
+            raise Lost(f"{module} ended with exit code {process.returncode}")

@@ -172,5 +172,7 @@ def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str
         except NothingMeasured as error:
             unjudged[layer] = str(error)
             continue
-        found[layer] = outages(layer, asked, ruler, max(probe.intended_s for probe in asked))
+        # A writer asks one thing at a time: while it waits, that is its last question.
+        serial = layer.startswith("write/")
+        found[layer] = outages(layer, asked, ruler, max(p.ended_s if serial else p.intended_s for p in asked))
     return found, unjudged

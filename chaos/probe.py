@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 import pymysql
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from chaos.history import Probe, Recorder
+from chaos.history import HistoryError, Probe, Recorder
 from chaos.lifeline import listen
 
 CHUNK = 4096
@@ -346,8 +346,18 @@ def ask_one(question: Question, intended_s: float) -> Probe:
 def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) -> None:
     """Ask every question at its times, from now on until `stop`; returns when the last one is answered.
 
-    The first round is spread over its intervals, and so are all that follow.
+    The first round is spread over its intervals, and so are all that follow. What `record` raises ends it, and is
+    raised: an answer that is not on record was never given.
     """
+    lost: list[Exception] = []
+
+    def put(question: Question, intended_s: float) -> None:
+        try:
+            record(ask_one(question, intended_s))
+        except Exception as error:  # noqa: BLE001 - raised below: in a thread of a pool nobody would hear of it
+            lost.append(error)
+            stop.set()
+
     begin_s = time.monotonic() + 0.05
     count = len(plan.questions)
     due = [(begin_s + at * question.interval_s / count, at) for at, question in enumerate(plan.questions)]
@@ -359,11 +369,13 @@ def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) 
         intended_s, at = due[0]
         heapq.heapreplace(due, (intended_s + plan.questions[at].interval_s, at))
         if plan.questions[at].at_once > 1 or at not in last or last[at].done():
-            last[at] = pools[at].submit(lambda q, s: record(ask_one(q, s)), plan.questions[at], intended_s)
+            last[at] = pools[at].submit(put, plan.questions[at], intended_s)
     for pool, question in zip(pools, plan.questions, strict=True):
         # What waits for its turn was never asked.
         pool.shutdown(cancel_futures=True)
         question.leave()
+    if lost:
+        raise lost[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -375,8 +387,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the drill's: it ends this process in its order
     plan = Plan.model_validate_json(listen(sys.stdin, stop))
-    recorder = Recorder.into(file)
-    ask_all(plan, recorder.record, stop)
+    try:
+        recorder = Recorder.into(file)
+        ask_all(plan, recorder.record, stop)
+    except HistoryError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     recorder.close()
     return 0
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from certificate.verdict import Verdict
 from chaos.history import History, Probe, Write
-from chaos.judgement import PATIENCE_S, Judgement, LayerJudgement, judge
+from chaos.judgement import PAGE_PATIENCE_S, PATIENCE_S, Judgement, LayerJudgement, judge, patience_s
 from chaos.outage import Outage
 
 matplotlib.use("Agg")
@@ -29,7 +30,10 @@ COLOURS: Mapping[str, str] = {
 
 
 def write(folder: Path) -> Judgement:
-    """Judge the history in a folder, and put verdict and picture beside it; raises HistoryError."""
+    """Judge the history in a folder, and put verdict and picture beside it; raises HistoryError.
+
+    The verdict first: it stands whatever becomes of the picture.
+    """
     history = History.read(folder)
     said = judge(history)
     (folder / VERDICT).write_text(json.dumps(as_data(history, said), indent=2) + "\n")
@@ -65,6 +69,7 @@ def as_data(history: History, said: Judgement) -> dict[str, Any]:
                 "reason": layer.finding.reason,
                 "restored_s": layer.restored_s,
                 "allowed_s": layer.allowed.seconds if layer.allowed else None,
+                "silence_allowed_s": layer.allowed.total_s if layer.allowed else None,
                 "formula": layer.allowed.formula if layer.allowed else None,
                 "outages": [
                     {
@@ -122,7 +127,8 @@ def picture(history: History, said: Judgement, file: Path) -> None:
         below.legend(loc="upper right", markerscale=4)
     struck = "; ".join(f"{strike.name} of {', '.join(strike.targets)}" for strike in said.strikes) or "nothing broken"
     bars.set_title(f"{history.header.drill}: {struck} (grey) - {said.finding.verdict}", loc="left")
-    keys = {"up": "answered", "held": f"held back under {PATIENCE_S:g} s", "some": "failed some", "all": "failed all"}
+    held = f"held back, under {PATIENCE_S:g} s (pages {PAGE_PATIENCE_S:g} s)"
+    keys = {"up": "answered", "held": held, "some": "failed some", "all": "failed all"}
     figure.legend([Patch(color=COLOURS[key]) for key in keys], list(keys.values()), loc="lower center", ncols=4)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(file, metadata={"Date": None})
@@ -130,7 +136,7 @@ def picture(history: History, said: Judgement, file: Path) -> None:
 
 
 def _kind(outage: Outage, until_s: float) -> str:
-    if not outage.failed and outage.length_s(until_s) < PATIENCE_S:
+    if not outage.failed and outage.length_s(until_s) < patience_s(outage.layer):
         return "held"
     return "all" if outage.total else "some"
 
@@ -143,6 +149,13 @@ def _latencies(history: History, layer: str) -> tuple[Sequence[float], Sequence[
     return ([at_s for at_s, _ in found], [latency_s for _, latency_s in found]) if found else None
 
 
+def as_text(history: History, said: Judgement, columns: int = 130) -> str:
+    """A judgement as `tell` shows it, for those who print by lines. Pure."""
+    text = StringIO()
+    tell(history, said, Console(file=text, width=columns))
+    return text.getvalue()
+
+
 def tell(history: History, said: Judgement, console: Console) -> None:
     """A judgement as tables: what was done, what each layer lost, what became of writes, the verdict."""
     origin_s = history.header.at_s
@@ -151,7 +164,7 @@ def tell(history: History, said: Judgement, console: Console) -> None:
     for strike in said.strikes:
         healed = "never healed" if strike.healed_s is None else f"healed at {strike.healed_s - origin_s:.1f} s"
         console.print(f"{strike.name} of {', '.join(strike.targets)} at {strike.inject_s - origin_s:.1f} s, {healed}")
-    layers = Table("layer", "outages", "owed to", "back after", "allowed", "verdict")
+    layers = Table("layer", "outages", "owed to", "back after", "allowed", "for", "verdict")
     for layer in said.layers:
         layers.add_row(*_row(layer, origin_s, history.ended_s))
     console.print(layers)
@@ -179,11 +192,11 @@ def _row(layer: LayerJudgement, origin_s: float, until_s: float) -> tuple[str, .
     if len(shown) > SHOWN:
         told.append(f"and {len(shown) - SHOWN} more")
     if held := len(layer.outages) - len(shown):
-        told.append(f"{held} held back < {PATIENCE_S:g} s")
+        told.append(f"{held} held back < {patience_s(layer.layer):g} s")
     verdict = str(layer.finding.verdict) if layer.allowed or layer.finding.verdict is not Verdict.PROVEN else "-"
-    return (
-        layer.layer, "\n".join(told) or "none", ", ".join(owed) or "-", f"{layer.restored_s:.1f} s", allowed, verdict
-    )  # fmt: skip
+    formula = layer.allowed.formula if layer.allowed else "-"
+    outages = "\n".join(told) or "none"
+    return layer.layer, outages, ", ".join(owed) or "-", f"{layer.restored_s:.1f} s", allowed, formula, verdict
 
 
 SHOWN = 5

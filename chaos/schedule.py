@@ -1,18 +1,22 @@
 """Schedules: faults one over another, picked by a seed; a failing one is made as short as it still fails. Pure."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from chaos.drills import CHECKPOINT_S, DATA, JOIN_S, RECOVERY_S, VISITORS, Blow, Drill, Moment
 from chaos.fault import KINDS
 from chaos.target import Facts, NoSuchTarget, select
 from chaos.timers import Budget, machine_back, node_back
+from environments.model import Role
 
 HOLD_MIN_S, HOLD_MAX_S = 5.0, 30.0
 TRIES = 100
 # What may be done to whom at any time. Power of a whole layer is a drill's: here, several machines may go at once.
 POOL: Sequence[tuple[str, str]] = (
+    ("power cut", "master"),
     ("power cut", "worker"),
+    ("power cut", "SQL node"),
     ("power cut", "data node"),
     ("power cut", "management node"),
     ("power cut", "connector"),
@@ -20,6 +24,7 @@ POOL: Sequence[tuple[str, str]] = (
     ("hang", "data node"),
     ("hang", "worker"),
     ("network down", "worker"),
+    ("partition", "data node"),
     ("kubelet stopped", "worker"),
     ("containerd stopped", "worker"),
     ("ndbmtd killed", "data node"),
@@ -45,36 +50,64 @@ def schedule(facts: Facts, seed: int, blows: int, duration_s: float, down_max: i
             (machine,) = select(words, facts, dice.randrange(10**6))
         except NoSuchTarget:
             continue
-        blow = Blow(fault, machine.name, hold_s, after_s)
-        if _fits(blow, found, down_max):
+        blow = Blow(fault, machine.name, hold_s, after_s, peers=words if fault == "partition" else "")
+        if _fits(blow, found, facts, down_max):
             found.append(blow)
-    return as_drill(found, seed)
+    return as_drill(found, seed, holding(facts))
 
 
-def as_drill(blows: Sequence[Blow], seed: int) -> Drill:
-    """The drill of a schedule: when all is healed, all is back as after a cold start, and nothing is lost."""
-    ordered = tuple(sorted(blows, key=lambda blow: (blow.after_s, blow.target)))
+def holding(facts: Facts) -> frozenset[str]:
+    """The machines whose loss, of several at once, may cost data: that hold them, or arbitrate. Pure."""
+    return frozenset(machine.name for machine in facts.with_role(Role.NDB_DATA, Role.NDB_MANAGEMENT))
+
+
+def as_drill(blows: Sequence[Blow], seed: int, data: Collection[str] = ()) -> Drill:
+    """The drill of a schedule: when all is healed, all is back as after a cold start, and nothing is lost.
+
+    But what is younger than a checkpoint, where several of those that hold the `data` are struck at once.
+    """
+
+    def takes(blow: Blow) -> bool:
+        return blow.target in data and any(
+            other is not blow and other.target in data and _overlap(blow, other) for other in blows
+        )
+
+    marked = [replace(blow, takes_data=takes(blow)) for blow in blows]
+    ordered = tuple(sorted(marked, key=lambda blow: (blow.after_s, blow.target)))
     told = "; ".join(f"{b.fault} of {b.target} at {b.after_s:g} s for {b.hold_s:g} s" for b in ordered)
     return Drill(f"schedule-{seed}", told, ordered, _budgets, loss_window_s=CHECKPOINT_S)
 
 
 def shrunk(blows: Sequence[Blow], fails: Callable[[Sequence[Blow]], bool]) -> tuple[Blow, ...]:
-    """The shortest part of a failing schedule, taking away one blow at a time, that `fails` still.
+    """The shortest form of a failing schedule that `fails` still: blows taken away one at a time, then held for less.
 
-    Every one of what is left is needed: without it, the rest does not fail.
+    Every one of what is left is needed, and none held half as long (nor below `HOLD_MIN_S`) is enough.
     """
     left = tuple(blows)
     for blow in blows:
         without = tuple(other for other in left if other is not blow)
         if without and fails(without):
             left = without
+    for at, blow in enumerate(left):
+        shorter_s = max(HOLD_MIN_S, round(blow.hold_s / 2, 1))
+        while shorter_s < left[at].hold_s:
+            with_shorter = (*left[:at], replace(blow, hold_s=shorter_s), *left[at + 1 :])
+            if not fails(with_shorter):
+                break
+            left, shorter_s = with_shorter, max(HOLD_MIN_S, round(shorter_s / 2, 1))
     return left
 
 
-def _fits(blow: Blow, others: Sequence[Blow], down_max: int) -> bool:
+def _fits(blow: Blow, others: Sequence[Blow], facts: Facts, down_max: int) -> bool:
     meanwhile = [other for other in others if _overlap(blow, other)]
     down = sum(KINDS[one.fault].takes_down for one in (blow, *meanwhile))
-    return all(other.target != blow.target for other in meanwhile) and down <= down_max
+    return not any(_touched(blow, facts) & _touched(other, facts) for other in meanwhile) and down <= down_max
+
+
+def _touched(blow: Blow, facts: Facts) -> set[str]:
+    """Whom it strikes, and whom it cuts off from: both sides are to be healed."""
+    peers = select(blow.peers, facts, 0, -1) if blow.peers else ()
+    return {blow.target, *(machine.name for machine in peers)}
 
 
 def _overlap(one: Blow, other: Blow) -> bool:

@@ -54,6 +54,16 @@ MEMORY_TAKEN = (
     f"dd if=/dev/zero of={MEMORY}/full bs=1M status=none 2>/dev/null || true"
 )
 MEMORY_FREED = f"umount {MEMORY} 2>/dev/null || true"
+# A container's processors and memory are its host's, unless it has a bound of its own (cgroup v2, cpu.max, memory.max).
+NEEDS_PROCESSORS, NEEDS_MEMORY = (
+    "! systemd-detect-virt --container --quiet || "
+    f'grep -qv ^max /sys/fs/cgroup/{bound} 2>/dev/null || echo "its {what} its host\'s, which would be {then} as well"'
+    for bound, what, then in (("cpu.max", "processors are", "busy"), ("memory.max", "memory is", "full"))
+)
+# What of a fault is still there after it was taken back: a line, or none.
+STILL_FILTERED = "! nft list table inet haproof >/dev/null 2>&1 || echo 'packets are still dropped'"
+STILL_BUSY = "! systemctl is-active --quiet haproof-busy.service || echo 'its processors are still busy'"
+STILL_TAKEN = f"! mountpoint -q {MEMORY} || echo 'its memory is still taken'"
 
 
 def expiring(slug: str, expires_s: float, breaks: str) -> str:
@@ -72,6 +82,11 @@ def expiring(slug: str, expires_s: float, breaks: str) -> str:
 def forget(slug: str) -> str:
     """The timer is needed no more."""
     return f"systemctl stop haproof-{slug}.timer 2>/dev/null || true"
+
+
+def waiting(slug: str) -> str:
+    """Complains while the timer still waits: what mends has not come to its end."""
+    return f"! systemctl is-active --quiet haproof-{slug}.timer || echo 'the timer that heals it is still set'"
 
 
 def filtered(rule: str) -> str:
@@ -114,6 +129,14 @@ def started(names: str) -> str:
     return f"{_unit(names)}; systemctl reset-failed $unit 2>/dev/null || true; systemctl start $unit"
 
 
+def not_running(names: str) -> str:
+    """Complains where the unit neither runs nor is about to."""
+    return (
+        f"{_unit(names)}; state=$(systemctl is-active $unit); "
+        'case "$state" in active|activating|reloading) ;; *) echo "$unit is $state" ;; esac'
+    )
+
+
 def has_container(name: str) -> str:
     """Complains where no such container runs."""
     return f"test -n \"$(crictl ps -q --name '^{name}$' 2>/dev/null)\" || echo 'no container {name} runs on it'"
@@ -128,6 +151,15 @@ def signalled(name: str, signal: str) -> str:
     )
 
 
+def still_frozen(name: str) -> str:
+    """Complains while a process of the container is stopped (state T)."""
+    return (
+        f"for c in $(crictl ps -q --name '^{name}$'); do "
+        "pid=$(crictl inspect -o go-template --template '{{.info.pid}}' $c); "
+        f"! pgrep --runstates T --ns $pid --nslist pid >/dev/null || echo 'processes of {name} are still frozen'; done"
+    )
+
+
 def manifest_away(name: str) -> str:
     """Kubelet stops a static Pod whose manifest is gone."""
     return f"mkdir -p {KEPT}; mv /etc/kubernetes/manifests/{name}.yaml {KEPT}/"
@@ -136,6 +168,11 @@ def manifest_away(name: str) -> str:
 def manifest_back(name: str) -> str:
     """Kubelet starts it again."""
     return f"test ! -e {KEPT}/{name}.yaml || mv {KEPT}/{name}.yaml /etc/kubernetes/manifests/"
+
+
+def still_there(path: str, what: str) -> str:
+    """Complains while a file is there that should be gone."""
+    return f"test ! -e {path} || echo '{what}'"
 
 
 def bounded(directory: str) -> str:

@@ -2,7 +2,7 @@
 
 import difflib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from environments.model import Machine, Role
@@ -10,6 +10,10 @@ from environments.model import Machine, Role
 
 class NoSuchTarget(Exception):
     """Nothing goes by these words, or nothing does now; the message offers the nearest names."""
+
+
+class NobodyNow(NoSuchTarget):
+    """The words are understood, and nobody, or too few, goes by them just now."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,12 @@ class Facts:
     arbitrator: str | None = None
     etcd_leader: str | None = None
     replicas: Mapping[str, int] | None = None
+
+    @property
+    def told(self) -> str:
+        """Who has which part, in a line."""
+        parts = {"API endpoint": self.endpoint, "announcer": self.announcer, "arbitrator": self.arbitrator}
+        return ", ".join(f"{part}: {name or 'nobody'}" for part, name in parts.items())
 
     def with_role(self, *roles: Role) -> list[Machine]:
         """Machines of any of the roles, in the file's order."""
@@ -53,6 +63,7 @@ CANDIDATES: Mapping[str, Callable[[Facts], list[Machine]]] = {
     "file server": lambda facts: facts.with_role(Role.NFS),
     "connector": lambda facts: facts.with_role(Role.TUNNEL),
     "API endpoint": lambda facts: facts.named(facts.endpoint),
+    "API endpoint that announces": lambda facts: [m for m in facts.named(facts.endpoint) if m.name == facts.announcer],
     "other master": lambda facts: [m for m in facts.with_role(Role.CONTROL_PLANE) if m.name != facts.endpoint],
     "announcer": lambda facts: facts.named(facts.announcer),
     "etcd leader": lambda facts: facts.named(facts.etcd_leader),
@@ -73,7 +84,7 @@ def select(words: str, facts: Facts, seed: int, count: int = 1, turn: int = 0) -
     """`count` machines that go by `words`, or by their own name; the same for the same facts and seed.
 
     Another `turn` takes others, as long as there are. Groups are taken whole, as is everybody for a `count` of -1.
-    Raises NoSuchTarget.
+    Raises NoSuchTarget, or NobodyNow where only now nobody is meant.
     """
     if words not in CANDIDATES:
         if own := facts.named(words):
@@ -84,13 +95,17 @@ def select(words: str, facts: Facts, seed: int, count: int = 1, turn: int = 0) -
         return tuple(found)
     if len(found) < count:
         told = ", ".join(machine.name for machine in found) or "none"
-        raise NoSuchTarget(f"{count} of “{words}” are wanted, and there is {told}")
+        raise NobodyNow(f"{count} of “{words}” are wanted, and there is {told} ({facts.told})")
     order = random.Random(seed).sample(found, len(found))
     picked = [order[(turn * count + at) % len(order)] for at in range(count)]
     return tuple(machine for machine in facts.machines if machine in picked)
 
 
 def _nearest(words: str, machines: Sequence[Machine]) -> str:
-    names = [*CANDIDATES, *(machine.name for machine in machines)]
-    close = difflib.get_close_matches(words, names, n=3, cutoff=0.5)
+    return nearest(words, [*CANDIDATES, *(machine.name for machine in machines)])
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """The names that come nearest to a word that is none of them; all of them where none comes near."""
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"

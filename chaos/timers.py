@@ -6,10 +6,11 @@ Defaults are those of Kubernetes 1.30, MetalLB 0.13 and NDB 8; what a target set
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
+HELD = "held for"
 UNITS_S = MappingProxyType({"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
 
 
@@ -58,17 +59,30 @@ class Timers:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long an outage may last, by its parts: each is a timer or a figure with its source."""
+    """How long an outage may last, by its parts: each is a timer or a figure with its source.
+
+    `silence` is what is allowed of answering nobody, where that is less than of failing some. `back` is what may be
+    lost once more when the fault is taken back.
+    """
 
     parts: Mapping[str, float]
+    silence: "Budget | None" = None
+    back: "Budget | None" = None
 
     @property
     def total_s(self) -> float:
         """All of it."""
         return sum(self.parts.values())
 
+    @property
+    def held_s(self) -> float:
+        """What of it is over when the fault is taken back."""
+        return self.parts.get(HELD, 0.0)
+
     def __str__(self) -> str:
-        return " + ".join(f"{name} {seconds:g} s" for name, seconds in self.parts.items())
+        told = " + ".join(f"{name} {seconds:g} s" for name, seconds in self.parts.items()) or "nothing is allowed"
+        silence = f"; of silence, {self.silence}" if self.silence else ""
+        return f"{told}{silence}{f'; taken back, {self.back}' if self.back else ''}"
 
 
 def _budget(**parts: float) -> Budget:
@@ -157,14 +171,16 @@ def data_node_killed(timers: Timers) -> Budget:
     """An NDB data node whose process dies: its sockets close, and its peers know (measured here: 0.41 s).
 
     When it joins again, statements under way meet a temporary error once more (1204, distribution changed); they are
-    few, and tried again by whoever heeds NDB's manual.
+    few, and tried again by whoever heeds NDB's manual. Nobody is answered for less than it takes to come back: else it
+    were no stand-in that answers.
     """
-    return _budget(takeover=2.0, pause_before_the_restart=timers.restart_s, joining_again=10.0)
+    budget = _budget(takeover=2.0, pause_before_the_restart=timers.restart_s, joining_again=10.0)
+    return replace(budget, silence=_budget(takeover=2.0, distribution_changed=5.0))
 
 
 def while_away(hold_s: float, **afterwards: float) -> Budget:
     """What has no stand-in is away as long as it is held, and until it is up again."""
-    return _budget(held_for=hold_s, **afterwards)
+    return Budget({HELD: hold_s, **_budget(**afterwards).parts})
 
 
 def machine_back(live: Timers, hold_s: float, **afterwards: float) -> Budget:

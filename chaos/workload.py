@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +20,7 @@ from typing import Annotated, Literal
 import pymysql
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from chaos.history import Recorder, Write
+from chaos.history import HistoryError, Recorder, Write
 from chaos.lifeline import listen
 from provisioning.wordpress import WordPress, png
 
@@ -198,6 +199,21 @@ def write_all(writer: AnyWriter, record: Callable[[Write], None], stop: threadin
         due_s += writer.interval_s
 
 
+def write_together(writers: Sequence[AnyWriter], record: Callable[[Write], None], stop: threading.Event) -> None:
+    """All of them until `stop`. What one raises, as where a write cannot be recorded, ends all, and is raised."""
+
+    def work(writer: AnyWriter) -> None:
+        try:
+            write_all(writer, record, stop)
+        finally:
+            stop.set()
+
+    with ThreadPoolExecutor(len(writers)) as pool:
+        ends = [pool.submit(work, writer) for writer in writers]
+    for end in ends:
+        end.result()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the plan, write until told to end."""
     parser = argparse.ArgumentParser(prog="python -m chaos.workload", description=__doc__)
@@ -211,14 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(writer, Editing):
             writer.by(plan.editor)
     ledger = Recorder.into(file)
-    threads = [
-        threading.Thread(target=write_all, args=(w, lambda event: ledger.record(event, durable=True), stop))
-        for w in plan.writers
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        write_together(plan.writers, lambda event: ledger.record(event, durable=True), stop)
+    except HistoryError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     ledger.close()
     return 0
 

@@ -1,13 +1,17 @@
-"""What can be wrong between two values of an environment: overlaps, strays, missing secrets. Pure but for secrets."""
+"""What can be wrong between two values of an environment: overlaps, strays, missing parts. Pure but for files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import ssl
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from pydantic import BaseModel
 
-from environments.model import Kubernetes, Machine, MetalLb, Network, Role, WordPress
+from environments.model import Edge, Environment, Kubernetes, Machine, MetalLb, Ndb, Network, Nfs, Role, WordPress
 from environments.secret import SecretMissing, SecretRef
 
 
@@ -112,6 +116,56 @@ def reference_faults(
             yield Fault("wordpress.vip_clients", told)
 
 
+def role_faults(machines: Iterable[Machine]) -> Iterator[Fault]:
+    """Roles that no machine has: a part of the target would be missing."""
+    held = {machine.role for machine in machines}
+    for role in Role:
+        if role not in held:
+            yield Fault("machines", f"none has the role {role}; expected at least one")
+
+
+def replica_faults(ndb: Ndb, machines: Iterable[Machine]) -> Iterator[Fault]:
+    """Data nodes that cannot be parted into node groups of `replicas` each (NDB's NoOfReplicas)."""
+    count = sum(machine.role is Role.NDB_DATA for machine in machines)
+    if count % ndb.replicas:
+        yield Fault("ndb.replicas", f"{ndb.replicas} does not divide the {count} machines with the role ndb-data")
+
+
+def admits(clients: str, address: IPv4Address) -> bool:
+    """Whether the host part of a MySQL account is for `address`: a network, or a text with wildcards. Pure.
+
+    As the reference manual has it under “Specifying Account Names”; raises ValueError for a network that is none.
+    """
+    if "/" in clients:
+        return address in IPv4Network(clients)
+    wild = {"%": ".*", "_": "."}
+    return re.fullmatch("".join(wild.get(letter) or re.escape(letter) for letter in clients), str(address)) is not None
+
+
+def client_faults(nfs: Nfs | None, wordpress: WordPress | None, machines: Iterable[Machine]) -> Iterator[Fault]:
+    """Machines of the site that its files or its database would not let in.
+
+    A replica may come to any worker; the SQL node tries the site's password from its own address.
+    """
+    for machine in machines:
+        addresses = machine.addresses.values()
+        if nfs and machine.role is Role.WORKER and not any(address in nfs.clients for address in addresses):
+            yield Fault("nfs.clients", f"{nfs.clients} leaves out {machine.name}; expected every worker")
+        if wordpress and machine.role in (Role.WORKER, Role.NDB_SQL):
+            clients = wordpress.database_clients
+            if not any(admits(clients, address) for address in addresses):
+                told = f"{clients} leaves out {machine.name}; expected every worker and the SQL node itself"
+                yield Fault("wordpress.database_clients", told)
+
+
+def edge_faults(edge: Edge) -> Iterator[Fault]:
+    """An administration that nobody may enter: Access refuses a policy without a rule."""
+    if not edge.admin_emails and not edge.admin_domains:
+        yield Fault(
+            "edge.admin_emails", "names nobody, nor does edge.admin_domains; expected who may administer the site"
+        )
+
+
 def secret_references(value: Any, key: str = "") -> Iterator[tuple[str, SecretRef]]:
     """Every secret reference below `value`, with its key."""
     if isinstance(value, SecretRef):
@@ -128,3 +182,23 @@ def secret_faults(value: BaseModel, key: str = "") -> Iterator[Fault]:
             secret.reveal()
         except SecretMissing as missing:
             yield Fault(where, str(missing))
+
+
+def file_faults(environment: Environment) -> Iterator[Fault]:
+    """Secrets, the key and certificates that cannot be used now; reads them and forgets them."""
+    yield from secret_faults(environment)
+    path = environment.ssh.private_key.path
+    if path and path.is_file():
+        try:
+            load_ssh_private_key(path.read_bytes(), password=None)
+        except OSError:
+            pass  # told with the secrets
+        except (TypeError, ValueError, UnsupportedAlgorithm):
+            told = f"{path} is not used; expected OpenSSH's form of a private key, without a passphrase (ssh-keygen -p)"
+            yield Fault("ssh.private_key", told)
+    for key, file in (("hypervisor.ca", environment.hypervisor.ca), ("edge.ca", environment.edge.ca)):
+        if file:
+            try:
+                ssl.create_default_context(cafile=file)
+            except OSError as error:
+                yield Fault(key, f"{file} cannot be used ({error.strerror}); expected a file of certificates in PEM")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from environments import faults
 from environments.faults import Fault
-from environments.model import Environment, Hypervisor, Kubernetes, Machine, MetalLb, Network, WordPress
+from environments.model import Edge, Environment, Hypervisor, Kubernetes, Machine, MetalLb, Ndb, Network, Nfs, WordPress
 
 FOLDER = Path(__file__).parent
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,12 +37,12 @@ def find(name_or_file: str) -> Path:
 def load(path: Path) -> Environment:
     """Read and check `path`.
 
-    Secrets are looked for here too, unless a provider brings the hypervisor up: then they exist only after
-    it has, and `require_secrets` is for afterwards. Raises EnvironmentInvalid with all faults.
+    Secrets, keys and certificates are looked for here too, unless a provider brings the hypervisor up: then they
+    exist only after it has, and `require_files` is for afterwards. Raises EnvironmentInvalid with all faults.
     """
     try:
         raw = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise EnvironmentInvalid(path, [Fault("file", f"cannot be read as TOML: {error}")]) from error
     environment: Environment | None = None
     found: list[Fault] = []
@@ -52,15 +52,15 @@ def load(path: Path) -> Environment:
         found += _told(error)
     found += _cross_faults(raw)
     if environment and not environment.hypervisor.provider:
-        found += faults.secret_faults(environment)
+        found += faults.file_faults(environment)
     if found or environment is None:
         raise EnvironmentInvalid(path, sorted(set(found), key=lambda fault: fault.key))
     return environment
 
 
-def require_secrets(environment: Environment, path: Path) -> None:
-    """Raise EnvironmentInvalid unless every secret of `environment` can be read."""
-    if found := list(faults.secret_faults(environment)):
+def require_files(environment: Environment, path: Path) -> None:
+    """Raise EnvironmentInvalid unless every secret, key and certificate that `environment` refers to can be used."""
+    if found := list(faults.file_faults(environment)):
         raise EnvironmentInvalid(path, found)
 
 
@@ -93,21 +93,28 @@ def _cross_faults(raw: dict[str, Any]) -> list[Fault]:
         for name, value in _table(raw, "networks").items()
         if (network := _parsed(Network, value)) is not None
     }
-    rows = raw.get("machines", [])
+    rows = raw.get("machines")
+    rows = rows if isinstance(rows, list) else []
     machines = [
-        (index, machine)
-        for index, value in enumerate(rows if isinstance(rows, list) else [])
-        if (machine := _parsed(Machine, value)) is not None
+        (index, machine) for index, value in enumerate(rows) if (machine := _parsed(Machine, value)) is not None
     ]
     hypervisor = _parsed(Hypervisor, raw.get("hypervisor"))
     kubernetes = _parsed(Kubernetes, raw.get("kubernetes"))
     metallb = _parsed(MetalLb, raw.get("metallb"))
-    wordpress = _parsed(WordPress, raw.get("wordpress"))
+    ndb, nfs = _parsed(Ndb, raw.get("ndb")), _parsed(Nfs, raw.get("nfs"))
+    wordpress, edge = _parsed(WordPress, raw.get("wordpress")), _parsed(Edge, raw.get("edge"))
     found = [*faults.network_faults(networks, kubernetes), *faults.address_faults(networks, machines)]
     found += faults.machine_faults(machines, hypervisor.template.vmid if hypervisor else None)
     found += faults.reference_faults(machines, kubernetes, metallb, wordpress)
     if metallb:
         found += faults.pool_faults(metallb, networks, machines)
+    readable = [machine for _, machine in machines]
+    found += faults.client_faults(nfs, wordpress, readable)
+    if readable and len(readable) == len(rows):  # else one may be missing here that is only spelled wrongly
+        found += faults.role_faults(readable)
+        found += faults.replica_faults(ndb, readable) if ndb else []
+    if edge:
+        found += faults.edge_faults(edge)
     return found
 
 

@@ -199,6 +199,9 @@ class Nfs(Section):
 
     export: Annotated[str, Field(pattern=r"^/")]
     clients: IPv4Network
+    root_squash: Annotated[
+        bool, Field(description="whether root of a client is nobody here, as where the document's line says nothing")
+    ] = True
 
 
 class WordPress(Section):
@@ -219,6 +222,13 @@ class WordPress(Section):
     admin_email: Email
     admin_password: SecretRef
 
+    @field_validator("database_clients")
+    @classmethod
+    def _is_a_network_where_it_has_a_mask(cls, value: str) -> str:
+        if "/" in value:
+            IPv4Network(value)
+        return value
+
 
 class Helm(Section):
     """The package manager of Kubernetes on the first master: where it comes from, and the charts it knows."""
@@ -228,7 +238,10 @@ class Helm(Section):
 
 
 class Google(Section):
-    """Google as a second way to log in: the OAuth client that its console gives."""
+    """Google as a second way to log in: the OAuth client that its console gives.
+
+    Cloudflare tells no secret, so that one that was changed alone is not seen: change the client with it.
+    """
 
     client_id: Annotated[str, Field(min_length=1)]
     client_secret: SecretRef
@@ -239,6 +252,10 @@ class Mailbox(Section):
 
     url: Url
     token: SecretRef
+    ages: Annotated[
+        bool,
+        Field(description="`POST URL/ADDRESS` makes PINs sent there `older_s` seconds older: an emulated service only"),
+    ] = False
 
 
 class Edge(Section):
@@ -294,6 +311,13 @@ class Load(Section):
     objective: Objective | None = None
     weights: Annotated[dict[Visit, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {Visit.READ: 1.0}
     think_s: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("weights")
+    @classmethod
+    def _sends_somebody(cls, value: dict[Visit, float]) -> dict[Visit, float]:
+        if not any(value.values()):
+            raise ValueError("expected one weight above 0 at least: with these, nobody comes for anything")
+        return value
 
 
 class Environment(Section):

@@ -37,7 +37,10 @@ class SecretRef(BaseModel):
 
     def reveal(self) -> str:
         """Read the value now; raises SecretMissing when nothing, or nothing readable, is there."""
-        path = self.path
+        try:
+            path = self.path
+        except RuntimeError as error:  # ~NAME of somebody who has no home here
+            raise SecretMissing(f"{self.reference} leads nowhere: {error}") from error
         if path is None:
             name = self.reference.partition(":")[2]
             value = os.environ.get(name, "")
@@ -48,6 +51,10 @@ class SecretRef(BaseModel):
             value = path.read_text().strip()
         except OSError as error:
             raise SecretMissing(f"{path} cannot be read ({error.strerror}); write the secret there") from error
+        except UnicodeDecodeError as error:
+            raise SecretMissing(f"{path} is no text; write the secret there, and nothing else") from error
+        except ValueError as error:
+            raise SecretMissing(f"{self.reference!r} can be no file's name: {error}") from error
         if not value:
             raise SecretMissing(f"{path} is empty; write the secret there")
         return value

@@ -17,7 +17,7 @@ Feature: Declared limits
 
     @disruptive @P1
     Scenario: Losing the master that the API is named after takes the API away and leaves the site up
-      When the master that is the API's endpoint loses its power
+      When the master that the API is named after loses its power
       Then the Kubernetes API takes no writes
       And the site goes on answering within the takeover of its address
 

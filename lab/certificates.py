@@ -25,6 +25,7 @@ def ensure(state: Path, addresses: Sequence[str]) -> tuple[Path, Path, Path]:
     """Have a certificate for `addresses` (IP addresses and host names); returns (certificate, key, CA) in PEM.
 
     The CA is made once; the certificate again when it runs out, another CA signed it or an address is missing.
+    Raises ValueError when the CA's key is none that this made.
     """
     state.mkdir(parents=True, exist_ok=True)
     ca_path, ca_key_path = state / CA_NAME, state / "pve-root-ca.key"

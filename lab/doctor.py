@@ -85,7 +85,8 @@ def misses(facts: Facts) -> list[str]:
 def _kernel_misses(facts: Facts) -> list[str]:
     found = []
     module = "load it with `modprobe {0}`, or boot a kernel that has it"
-    for name in (*FILE_SYSTEMS, *LINK_KINDS):
+    # Only root can make links, and so see which there are.
+    for name in (*FILE_SYSTEMS, *(LINK_KINDS if facts.is_root else ())):
         if name not in facts.file_systems | facts.link_kinds:
             found.append(f"The kernel has no {name}: {module.format(name)}.")
     for name in NETFILTER.values():

@@ -252,7 +252,10 @@ def _copy(source: Path, target: Path, guest: int) -> None:
 
 
 class LxcDriver:
-    """The `lab.driver.Driver` of Debian's LXC 5.0; runs inside the lab's namespaces (`namespace.enter`)."""
+    """The `lab.driver.Driver` of Debian's LXC 5.0; runs inside the lab's namespaces (`namespace.enter`).
+
+    Every method that changes a guest raises DriverError when that cannot be done, as the `Driver` says.
+    """
 
     def __init__(self, paths: Paths, lxcfs: Path | None = None) -> None:
         self._guests = paths.state / "guests"

@@ -50,6 +50,7 @@ class Hypervisor:
     """One node and its VMs.
 
     Reads `paths.state` and settles what a killed daemon left half done, so the driver must be ready for use.
+    What Proxmox VE refuses raises Refusal, with its status and words.
     """
 
     def __init__(

@@ -115,7 +115,7 @@ class Storage:
         return self._files / SUBDIRECTORIES[volume.content] / volid.partition("/")[2]
 
     def import_image(self, volid: str) -> Path:
-        """The raw image that `import-from=volid` means."""
+        """The raw image that `import-from=volid` means; raises Refusal."""
         volume = self.volume(volid)
         if volume.content != "import":
             raise Refusal(500, f"unable to use volume {volid} - content type needs to be 'import'")

@@ -196,6 +196,9 @@ class Supervisor:
                 child.start()
                 children.callback(child.end)
             poll("lxcfs", (lxcfs / "proc/meminfo").exists, timeout_s=10, interval_s=0.05)
+            # The environment refers to it: who finds the lab ready must find this too.
+            authority = paths.state / "edge" / certificates.CA_NAME
+            poll("the edge's certificate", authority.exists, timeout_s=30, interval_s=0.05)
             driver = LxcDriver(paths, lxcfs)
             children.callback(self._end_guests, driver)
             self._serve(driver, api)

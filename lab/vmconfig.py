@@ -56,7 +56,7 @@ class PropertyError(ValueError):
 
 
 def split_properties(text: str, default_key: str | None = None) -> dict[str, str]:
-    """Read PVE's `a=1,b=2`; one part without `=` is the value of `default_key`."""
+    """Read PVE's `a=1,b=2`; one part without `=` is the value of `default_key`. Raises ValueError."""
     found: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
@@ -90,7 +90,7 @@ class Net:
 
     @classmethod
     def parse(cls, text: str) -> "Net":
-        """Read `virtio=BC:24:11:00:00:01,bridge=vmbr1,link_down=1`."""
+        """Read `virtio=BC:24:11:00:00:01,bridge=vmbr1,link_down=1`; raises PropertyError."""
         properties = split_properties(text, "model")
         mac = properties.pop("macaddr", None)
         model = properties.pop("model", None)
@@ -132,7 +132,7 @@ class IpConfig:
 
     @classmethod
     def parse(cls, text: str) -> "IpConfig":
-        """Read `ip=172.31.0.11/24,gw=172.31.0.1`."""
+        """Read `ip=172.31.0.11/24,gw=172.31.0.1`; raises PropertyError, and AddressValueError of what is no address."""
         properties = split_properties(text)
         _undefined(properties.keys() - {"ip", "gw", "ip6", "gw6"})
         ip, gateway = properties.get("ip"), properties.get("gw")
@@ -159,7 +159,7 @@ class Drive:
 
     @classmethod
     def parse(cls, text: str) -> "Drive":
-        """Read `local-lvm:vm-100-disk-0,size=2G`."""
+        """Read `local-lvm:vm-100-disk-0,size=2G`; raises PropertyError."""
         properties = split_properties(text, "file")
         if "file" not in properties:
             raise PropertyError("file", MISSING)
@@ -202,7 +202,7 @@ class Drive:
 
 
 def parse_size(text: str) -> int:
-    """Read `2G` or `512M` as bytes."""
+    """Read `2G` or `512M` as bytes; raises ValueError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text)
     if not found:
         raise ValueError(f"unable to parse size '{text}'")
@@ -272,7 +272,7 @@ def display_name(vmid: int, config: Config) -> str:
 
 
 def normal_tags(text: str) -> str:
-    """Tags as PVE stores them: lower case, each once, by name, joined by semicolons."""
+    """Tags as PVE stores them: lower case, each once, by name, joined by semicolons; raises ValueError."""
     tags = {tag.lower() for tag in re.split(r"[;,\s]+", text) if tag}
     for tag in tags:
         if not re.fullmatch(r"[a-z0-9_][a-z0-9_\-+.]*", tag):
@@ -292,7 +292,7 @@ def digest(config: Config, snapshots: Mapping[str, Config]) -> str:
 
 
 def guest_spec(vmid: int, config: Config) -> GuestSpec:
-    """What to start for `config`."""
+    """What to start for `config`; raises ValueError."""
     nics = []
     for index, net in nets(config).items():
         if net.mac is None or net.bridge is None:

@@ -1,12 +1,10 @@
 """`python -m load`: send visitors at their times, find how many are too many, and report it."""
 
-import json
 import shlex
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,17 +15,21 @@ from rich.console import Console
 
 from certificate.verdict import NotExercised
 from chaos.journal import HealFailed
-from chaos.ledger import PREFIX, sweep
+from chaos.ledger import PREFIX
 from environments.load import EnvironmentInvalid
-from environments.model import Objective, Visit
-from load import capacity, report
+from environments.model import Visit
+from load import capacity_report, report
 from load.arrivals import Segment, Shape, duration_s, segments
 from load.condition import CONDITIONS, WELL, RollingUpdate, under
+from load.found import FILE as FOUND
+from load.found import Found, Searched
+from load.leftovers import left_by, sweep
 from load.objective import Summary
 from load.plan import Plan
-from load.record import FILE, Header, RecordError, Sample, read
-from load.run import Incomplete, Refused, Where, add, check, editor, header, place, run
-from load.samples import sampling, saturated
+from load.record import Header, RecordError, read
+from load.run import Incomplete, Refused, Where, add, check, editor, header, nothing, place, run, started
+from load.samples import sampling
+from load.trials import Trials, Void
 from provisioning.action import ActionFailed
 from provisioning.cluster import UNAVAILABLE
 from provisioning.hypervisor import HypervisorError
@@ -36,6 +38,7 @@ from provisioning.session import ProviderError, Session, open_session
 MISSED, REFUSED, VOID = 1, 2, 3
 MARK = f"{PREFIX}load-"  # what drills sweep, load's posts and files are swept with
 NAMED = ("vip", "public")
+BY_HAND = "stopped by hand"
 # What keeps load from being sent, or a result from being one; each message says what to do.
 REFUSALS = (
     Refused,
@@ -54,6 +57,10 @@ REFUSALS = (
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Env = Annotated[str, typer.Option(help="environment, by name or file")]
 To = Annotated[str, typer.Option(help="where visitors go: vip, public, or a URL (one page of it, again and again)")]
+Chaos = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="the environment's name once more: yes, machines and replicas are taken away"),
+]
 Workers = Annotated[int, typer.Option(min=1, help="worker processes on this machine")]
 Visits = Annotated[str, typer.Option(help=f"sorts of visits with commas, in place of load.weights: {', '.join(Visit)}")]
 Out = Annotated[Path | None, typer.Option(help="folder for the results, which must not exist (default: below out/)")]
@@ -65,8 +72,24 @@ def _told() -> Iterator[None]:
     try:
         yield
     except REFUSALS as error:
-        typer.echo(str(error).strip() or type(error).__name__, err=True)
+        typer.echo(_said_of(error), err=True)
         raise typer.Exit(REFUSED) from error
+    except KeyboardInterrupt as error:
+        typer.echo(BY_HAND, err=True)
+        raise typer.Exit(REFUSED) from error
+
+
+def _said_of(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__
+
+
+def _permitted(session: Session, chaos: str, what: str) -> None:
+    """Only a target whose owner says so, and whose name is repeated, is touched; raises Refused."""
+    environment = session.environment
+    if not environment.chaos.allowed:
+        raise Refused(f"{what} takes permission, and chaos.allowed is false in the environment {environment.name}")
+    if chaos != environment.name:
+        raise Refused(f"{what} takes the environment's name once more: --chaos {environment.name}")
 
 
 def _plan(session: Session, to: str, parts: Sequence[Segment], workers: int, seed: int | None, visits: str) -> Plan:
@@ -116,14 +139,31 @@ def _generated(
     described = header(session, plan, _command())
     with sampling(session) as sampler, update.during() if update else nullcontext():
         try:
-            run(plan, described, folder, say, where)
+            run(plan, described, folder, say, where, update.begin if update else nothing)
         except Incomplete as error:
-            if not (folder / FILE).exists():
-                raise Refused(str(error)) from error
             say(f"ended early: {error}")
-    sweep(session)
-    add(folder, [*(update.marks if update else ()), *sampler.samples])
-    return report.write(folder)
+    first = _header(folder)
+    second_0_s = first.began.timestamp() + time.monotonic() - time.time()
+    trouble = f"the rolling update failed: {update.trouble}" if update and update.trouble else ""
+    add(folder, [*(update.marks(second_0_s) if update else ()), *sampler.since(second_0_s)], trouble)
+    said = report.write(folder)
+    if left_by(plan):
+        _clear(session, say)
+    return said
+
+
+def _clear(session: Session, say: Callable[[str], None]) -> None:
+    """What load left; where that fails the result stands, and the next run clears it."""
+    try:
+        sweep(session)
+    except (ActionFailed, OSError) as error:
+        say(f"what this run left on the target could not be cleared, and the next run will: {_said_of(error)}")
+
+
+def _header(folder: Path) -> Header:
+    first = read(folder)[0]
+    assert isinstance(first, Header)
+    return first
 
 
 @app.command("run")
@@ -136,7 +176,10 @@ def run_once(
     workers: Workers = 1,
     seed: Annotated[int | None, typer.Option(help="come at random (Poisson), by this seed; else evenly")] = None,
     visits: Visits = "",
-    rolling_update: Annotated[bool, typer.Option("--rolling-update", help="replace every replica meanwhile")] = False,
+    rolling_update: Annotated[
+        bool, typer.Option("--rolling-update", help="replace every replica meanwhile (with --chaos NAME)")
+    ] = False,
+    chaos: Chaos = "",
     bind: Annotated[str, typer.Option(help="address to listen at for workers of other machines")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port for them (default: any)")] = 0,
     elsewhere: Annotated[int, typer.Option(min=0, help="how many of those to wait for")] = 0,
@@ -150,22 +193,19 @@ def run_once(
     with _told():
         parts = segments(shape, rate, duration)
         session = open_session(env)
+        if rolling_update:
+            _permitted(session, chaos, "a rolling update")
         plan = _plan(session, to, parts, workers + elsewhere, seed, visits)
         folder = _folder(out, session, "load")
         console.print(f"{plan.url}: {rate:g} visitors a second ({shape}) for {duration:g} s by {plan.workers} workers")
         update = RollingUpdate(session, duration_s(parts) / 4) if rolling_update else None
         said = _generated(session, plan, folder, console.print, Where(bind, port, elsewhere), update)
-        first = read(folder)[0]
-        assert isinstance(first, Header)
-        told = report.verdict(first, said)
+        told = report.verdict(_header(folder), said)
     figures = (
         f"p95 {said.percentiles_ms[95.0]:.0f} ms, {said.failed_share:.2%} failed, {said.rate:.1f} requests a second"
     )
     console.print(f"{told}; {figures}\n{folder / report.PAGE}")
-    if said.void:
-        raise typer.Exit(VOID)
-    if told.startswith("missed"):
-        raise typer.Exit(MISSED)
+    raise typer.Exit(_code(void=bool(said.void), missed=told.startswith("missed")))
 
 
 @app.command("capacity")
@@ -174,7 +214,7 @@ def find_capacity(
     duration: Annotated[float, typer.Option(help="seconds of each trial")] = 20.0,
     to: To = "vip",
     env: Env = "lab",
-    chaos: Annotated[str, typer.Option(metavar="NAME", help="the environment's name: yes, take machines away")] = "",
+    chaos: Chaos = "",
     workers: Workers = 1,
     seed: Annotated[int, typer.Option(help="arrivals, and which machines are taken away")] = 1,
     visits: Visits = "",
@@ -182,79 +222,72 @@ def find_capacity(
 ) -> None:
     """Find the highest rate at which load.objective holds; with --chaos also with a worker, and a data node, away.
 
-    Exit code 0: found. 2: could not be looked for. 3: a trial was void.
+    Exit code 0: found. 1: not even the lowest rate holds. 2: nothing was sent. 3: ended early, or a trial was void;
+    what was found until then is in the report, marked incomplete.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with _told():
+        segments(Shape.CONSTANT, start, duration)
         session = open_session(env)
         wanted = session.environment.load.objective
         if wanted is None:
             raise Refused(f"the environment {session.environment.name} has no load.objective, which capacity is about")
-        if chaos and not (session.environment.chaos.allowed and chaos == session.environment.name):
-            raise Refused(
-                f"machines of {session.environment.name} are not taken away: chaos.allowed, and --chaos its name"
-            )
+        if chaos:
+            _permitted(session, chaos, "to take machines away")
+
+        def planned(rate: float, number: int) -> Plan:
+            return _plan(session, to, segments(Shape.CONSTANT, rate, duration), workers, seed + number, visits)
+
+        first = header(session, planned(start, 0), _command())
         folder = _folder(out, session, "capacity")
         folder.mkdir(parents=True)
-        searches = _Searches(session, wanted, duration, to, workers, seed, visits, folder, console.print)
-        found = []
-        for condition in CONDITIONS if chaos else (WELL,):
-            with under(session, env, condition, seed):
-                found.append(searches.search(condition, start))
-        first = header(session, searches.planned(start), _command())
-        (folder / report.PAGE).write_text(report.capacity_page(first, found), encoding="utf-8")
-        (folder / report.DATA).write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n")
-    for one in found:
-        console.print(f"{one.condition}: {one.holds:.1f} visitors a second hold, {one.fails:.1f} do not ({one.limit})")
-    console.print(f"{folder / report.PAGE}")
+
+        def generate(rate: float, number: int, place: Path) -> Summary:
+            return _generated(session, planned(rate, number), place, lambda _: None)
+
+        trials = Trials(session.environment, wanted, folder, generate, console.print)
+        incomplete = _ended_early(lambda: _searched(session, env, trials, start, seed, taking_away=bool(chaos)))
+        if not any(folder.iterdir()):
+            folder.rmdir()
+            raise Refused(incomplete)
+        if trials.searched:
+            Found(header=first, searched=tuple(trials.searched), incomplete=incomplete).keep(folder)
+            _tell(folder, console.print)
+    if incomplete:
+        typer.echo(f"incomplete: {incomplete}", err=True)
+    raise typer.Exit(_code(void=bool(incomplete), missed=_nothing_holds(trials.searched)))
 
 
-class _Searches:
-    """Searches for the capacity of one target, each trial in a folder of its own."""
+def _nothing_holds(searched: Sequence[Searched]) -> bool:
+    return not all(one.capacity.holds for one in searched)
 
-    def __init__(
-        self,
-        session: Session,
-        wanted: Objective,
-        duration: float,
-        to: str,
-        workers: int,
-        seed: int,
-        visits: str,
-        folder: Path,
-        say: Callable[[str], None],
-    ) -> None:
-        self._session, self._wanted, self._duration_s = session, wanted, duration
-        self._to, self._workers, self._seed, self._visits = to, workers, seed, visits
-        self._folder, self._say = folder, say
-        self._count = 0
 
-    def planned(self, rate: float) -> Plan:
-        """One trial; raises Refused."""
-        parts = segments(Shape.CONSTANT, rate, self._duration_s)
-        return _plan(self._session, self._to, parts, self._workers, self._seed + self._count, self._visits)
+def _code(*, void: bool, missed: bool) -> int:
+    return VOID if void else MISSED if missed else 0
 
-    def search(self, condition: str, start: float) -> report.Searched:
-        """Under one condition; raises Refused where a trial is void."""
-        points: list[tuple[float, float, float]] = []
-        samples: dict[float, list[Sample]] = {}
 
-        def measure(rate: float) -> str:
-            self._count += 1
-            folder = self._folder / f"{self._count:02d}"
-            said = _generated(self._session, self.planned(rate), folder, lambda _: None)
-            if said.void:
-                raise Refused(f"a trial is void: {said.void}")
-            missed = said.misses(self._wanted)
-            self._say(f"{condition}: {rate:6.1f} visitors a second: {missed or 'held'}")
-            points.append((said.rate, said.mean_ms, said.percentiles_ms[95.0]))
-            samples.setdefault(rate, []).extend(line for line in read(folder) if isinstance(line, Sample))
-            return missed
+def _searched(session: Session, env: str, trials: Trials, start: float, seed: int, *, taking_away: bool) -> None:
+    for condition in CONDITIONS if taking_away else (WELL,):
+        with under(session, env, condition, seed):
+            trials.search(condition, start)
 
-        found = capacity.search(measure, start)
-        highest = samples.get(max(samples), []) if samples else []
-        busy = saturated(highest, self._session.environment)
-        return report.Searched(condition, found.holds, found.fails, found.limit, busy, tuple(points))
+
+def _ended_early(work: Callable[[], None]) -> str:
+    """Why it did; empty where it came to its end."""
+    try:
+        work()
+    except (Void, *REFUSALS) as error:
+        return _said_of(error)
+    except KeyboardInterrupt:
+        return BY_HAND
+    return ""
+
+
+def _tell(folder: Path, say: Callable[[str], None]) -> None:
+    """Write the report of a search, and say what it says."""
+    for row in capacity_report.rows(capacity_report.write(folder)):
+        say(capacity_report.told(row))
+    say(str(folder / report.PAGE))
 
 
 @app.command()
@@ -268,18 +301,29 @@ def work(
         typer.echo(f"“{master}” is no place to find a master: expected HOST:PORT", err=True)
         raise typer.Exit(REFUSED)
     command = [sys.executable, "-m", "load.generator", "worker", "--host", host, "--port", port]
-    processes = [subprocess.Popen(command) for _ in range(workers)]
-    raise typer.Exit(max(process.wait() for process in processes))
+    try:
+        with ExitStack() as ending:
+            processes = [ending.enter_context(started(command)) for _ in range(workers)]
+            codes = [process.wait() for process in processes]
+    except KeyboardInterrupt as error:
+        raise typer.Exit(REFUSED) from error
+    if any(codes):
+        typer.echo(f"a worker ended with code {max(codes)}: is there a `load run --bind` at {master}?", err=True)
+        raise typer.Exit(REFUSED)
 
 
 @app.command("report")
-def report_again(folder: Annotated[Path, typer.Argument(help="folder of a run, with its record")]) -> None:
-    """Judge a record again, and write its page, JSON and CSV anew; needs no target."""
+def report_again(folder: Annotated[Path, typer.Argument(help="of a run, or of a search for the capacity")]) -> None:
+    """Judge a record again, and write its page, JSON and CSV anew; needs no target. Exit codes are those of `run`."""
     with _told():
+        if (folder / FOUND).exists():
+            found = Found.read(folder)
+            _tell(folder, typer.echo)
+            raise typer.Exit(_code(void=bool(found.incomplete), missed=_nothing_holds(found.searched)))
         said = report.write(folder)
-    typer.echo(said.void or f"p95 {said.percentiles_ms[95.0]:.0f} ms, {said.requests} requests; {folder / report.PAGE}")
-    if said.void:
-        raise typer.Exit(VOID)
+        told = report.verdict(_header(folder), said)
+    typer.echo(f"{told}; p95 {said.percentiles_ms[95.0]:.0f} ms, {said.requests} requests; {folder / report.PAGE}")
+    raise typer.Exit(_code(void=bool(said.void), missed=told.startswith("missed")))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 NARROW = 1.15  # highest rate that holds, to lowest that does not
-TRIALS_MAX = 3
+AGREE, TRIALS_MAX = 2, 3
 RATE_MIN, RATE_MAX = 0.5, 10_000.0
 
 
@@ -23,32 +23,43 @@ class Trial:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Arrivals a second: the highest rate that held, the lowest that did not, and every trial."""
+    """What trials showed, all of a search's or those until it was ended; arrivals a second."""
 
-    holds: float
-    fails: float
     trials: tuple[Trial, ...]
+
+    @property
+    def holds(self) -> float:
+        """The highest rate that held, by more than one trial; 0 where none did."""
+        return max((rate for rate in self._rates if self._agree(rate, missed=False)), default=0.0)
+
+    @property
+    def fails(self) -> float:
+        """The lowest rate that did not, by more than one trial; infinite where every one held."""
+        return min((rate for rate in self._rates if self._agree(rate, missed=True)), default=math.inf)
 
     @property
     def limit(self) -> str:
         """What gave way first."""
-        over = [trial for trial in self.trials if trial.misses]
-        return min(over, key=lambda trial: trial.rate).misses if over else ""
+        return next((trial.misses for trial in self.trials if trial.misses and trial.rate == self.fails), "")
+
+    @property
+    def _rates(self) -> set[float]:
+        return {trial.rate for trial in self.trials}
+
+    def _agree(self, rate: float, *, missed: bool) -> bool:
+        return sum(trial.rate == rate and bool(trial.misses) is missed for trial in self.trials) >= AGREE
 
 
 def search(measure: Callable[[float], str], first: float) -> Capacity:
-    """Search from a first rate; `measure` tells what a rate misses. What it raises ends the search.
-
-    Where not even RATE_MIN holds, `holds` is 0; where RATE_MAX does, `fails` is infinite.
-    """
+    """Search from a first rate; `measure` tells what a rate misses. What it raises ends the search."""
     trials: list[Trial] = []
 
     def holds(rate: float) -> bool:
         said: list[bool] = []
-        while len(said) < TRIALS_MAX and said.count(True) < 2 and said.count(False) < 2:
+        while len(said) < TRIALS_MAX and said.count(True) < AGREE and said.count(False) < AGREE:
             trials.append(Trial(rate, measure(rate)))
             said.append(not trials[-1].misses)
-        return said.count(True) >= 2
+        return said.count(True) >= AGREE
 
     low, high = 0.0, math.inf
     rate = first
@@ -63,4 +74,4 @@ def search(measure: Callable[[float], str], first: float) -> Capacity:
             rate = high / 2
         else:
             rate = math.sqrt(low * high)
-    return Capacity(low, high, tuple(trials))
+    return Capacity(tuple(trials))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -75,33 +76,49 @@ def _whole(live: Live) -> bool:
 
 @dataclass
 class RollingUpdate:
-    """Every replica is replaced, one after another, some time into a run."""
+    """Every replica is replaced, one after another, so long after the first visitor; times by the monotonic clock."""
 
     session: Session
     after_s: float
-    marks: list[Mark] = field(default_factory=list)
+    began_s: float | None = None
+    ended_s: float | None = None
+    trouble: str = "it had not begun when the run was over"
+    _visitors: threading.Event = field(default_factory=threading.Event)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def begin(self) -> None:
+        """Visitors come from now on."""
+        self._visitors.set()
 
     @contextmanager
     def during(self) -> Iterator[None]:
-        """While the block runs; it is over when every replica is Ready again."""
-        began_s, over = time.monotonic(), threading.Event()
+        """While the block runs; it is over when every replica is Ready again. What went wrong is in `trouble`."""
+        with ThreadPoolExecutor(1) as pool:
+            replaced = pool.submit(self._replace)
+            try:
+                yield
+            finally:
+                self._over.set()
+                self._visitors.set()
+                if error := replaced.exception():
+                    self.trouble = str(error).strip() or type(error).__name__
 
-        def replace() -> None:
-            if over.wait(self.after_s):
-                return
-            first_s = time.monotonic() - began_s
-            kind, machines = KINDS["rolling restart"], self.session.environment.machines
-            kind.inject(self.session, Struck(machines[0]))
-            poll("every replica", self._ready, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)
-            self.marks.append(Mark(what="rolling update", began_s=first_s, ended_s=time.monotonic() - began_s))
+    def marks(self, second_0_s: float) -> list[Mark]:
+        """When it was, counted from that moment of the monotonic clock; nothing where it never began or ended."""
+        if self.began_s is None or self.ended_s is None:
+            return []
+        began_s, ended_s = self.began_s - second_0_s, self.ended_s - second_0_s
+        return [Mark(what="rolling update", began_s=began_s, ended_s=ended_s)]
 
-        thread = threading.Thread(target=replace, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    def _replace(self) -> None:
+        self._visitors.wait()
+        if self._over.wait(self.after_s):
+            return
+        self.began_s = time.monotonic()
+        KINDS["rolling restart"].inject(self.session, Struck(self.session.environment.machines[0]))
+        poll("every replica", self._ready, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)
+        self.ended_s = time.monotonic()
+        self.trouble = ""
 
     def _ready(self) -> bool:
         if lines := unready_replicas(self.session.cluster):

@@ -1,10 +1,12 @@
 """Locust's processes: `python -m load.generator master|worker`. Nothing imports this: Locust patches the world.
 
 The master reads the plan from its standard input and deals it out; each worker sends its share of the visitors at their
-times. What workers count they send every second, and the master keeps it.
+times. What workers count they send every second, and the master keeps it. The end of its standard input ends each of
+these processes, so that none outlives whoever started it.
 """
 
 import argparse
+import os
 import random
 import resource
 import signal
@@ -12,11 +14,15 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
+from gevent import GreenletExit
+from gevent.os import tp_read
 from gevent.pool import Pool
 from gevent.resolver.thread import Resolver
 from locust import FastHttpUser, task
@@ -28,14 +34,16 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from load.arrivals import duration_s, share, times
 from load.plan import Plan
-from load.record import FILE, LATE_S, End, Header, Tally, write
-from load.visit import OK, Act, Desk, Failed, Reply, Session, acts
+from load.record import BEGUN, FILE, LATE_S, End, Header, Tally, own_fault, write
+from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts
 
-READY_TIMEOUT_S = 60
 HEAD_START_S = 1.0  # from dealing out the plan to the first visitor
 GRACE_S = 5.0  # for the last answers, beyond their own time
 SPARE_FILES = 100
-INTERRUPTED, FAILED = 130, 1
+FAILED = 1
+CUT_OFF = "no answer until the end of the run"
+THINKING = "too many under way"  # in_flight_max, of whom most look at a page: too few workers
+CROWDED = "no answer: too many wait"  # in_flight_max, of whom most wait: the site's own overload
 
 
 class Fixed(Resolver):  # type: ignore[misc]
@@ -54,11 +62,9 @@ class Fixed(Resolver):  # type: ignore[misc]
 class Tab:
     """One visitor's browser; every request is counted from the moment it was meant to begin."""
 
-    def __init__(self, client: FastHttpSession, plan: Plan, tally: Tally, began_s: float, intended_s: float) -> None:
+    def __init__(self, client: FastHttpSession, worker: "Worker", intended_s: float) -> None:
         self._client = client
-        self._plan = plan
-        self._tally = tally
-        self._began_s = began_s
+        self._worker = worker
         self._intended_s: float | None = intended_s
         self._dice = random.Random(intended_s)
 
@@ -72,19 +78,37 @@ class Tab:
         headers: Mapping[str, str] | None = None,
         wanted: tuple[int, ...] = (OK,),
     ) -> Reply:
-        """The first request of a visit was meant for the visitor's time, each later one for now."""
-        intended_s = time.monotonic() - self._began_s if self._intended_s is None else self._intended_s
+        """The first request of a visit was meant for the visitor's time, each later one for now; raises Failed."""
+        worker = self._worker
+        intended_s = worker.passed_s() if self._intended_s is None else self._intended_s
         self._intended_s = None
-        target = path or str(self._plan.url)
-        answer: Any = self._client.request(
-            method, target, name, body, headers=dict(headers or {}), allow_redirects=False
-        )
-        text = (answer.content or b"").decode(errors="replace")
-        error = "" if answer.status_code in wanted else _kind(answer)
-        self._tally.answered(name, intended_s, time.monotonic() - self._began_s, error)
+        target = path or str(worker.plan.url)
+        worker.waiting += 1
+        try:
+            answer: Any = self._client.request(
+                method, target, name, body, headers=dict(headers or {}), allow_redirects=False
+            )
+            text = (answer.content or b"").decode(errors="replace")
+            error = "" if answer.status_code in wanted else _kind(answer)
+        except GreenletExit as end:
+            raise self._failed(name, intended_s, CUT_OFF) from end
+        except Exception as broken:
+            raise self._failed(name, intended_s, type(broken).__name__) from broken
+        finally:
+            worker.waiting -= 1
         if error:
-            raise Failed(error)
+            raise NotSent(own) if (own := own_fault(_cause(answer))) else self._failed(name, intended_s, error)
+        worker.tally.answered(name, intended_s, worker.passed_s())
         return Reply(answer.status_code, text, answer.headers.get("location", ""))
+
+    def _failed(self, name: str, intended_s: float, kind: str) -> Failed:
+        self._worker.tally.answered(name, intended_s, self._worker.passed_s(), kind)
+        return Failed(kind)
+
+    @property
+    def host(self) -> str:
+        """The URL's."""
+        return urlsplit(str(self._worker.plan.url)).netloc
 
     def cookies(self) -> dict[str, str]:
         """What the site has set."""
@@ -92,15 +116,19 @@ class Tab:
 
     def think(self) -> None:
         """Exponentially distributed, as the pauses of many people are."""
-        if self._plan.think_s:
-            gevent.sleep(self._dice.expovariate(1 / self._plan.think_s))
+        if self._worker.plan.think_s:
+            gevent.sleep(self._dice.expovariate(1 / self._worker.plan.think_s))
 
 
 def _kind(answer: Any) -> str:
     """What is counted: the status, or what kept an answer from coming."""
-    if answer.status_code:
-        return f"HTTP {answer.status_code}"
-    return type(getattr(answer, "error", None)).__name__
+    return f"HTTP {answer.status_code}" if answer.status_code else type(_cause(answer)).__name__
+
+
+def _cause(answer: Any) -> Any:
+    """What kept an answer from coming; None where it came. The client wraps timeouts."""
+    error = getattr(answer, "error", None)
+    return getattr(error, "original", None) or error
 
 
 class Clients:
@@ -114,10 +142,20 @@ class Clients:
         trusted = ssl.create_default_context(cadata=plan.ca or None)
         self._trusted: Callable[[], ssl.SSLContext] = lambda: trusted
 
-    def take(self) -> FastHttpSession:
-        """One that nobody uses."""
-        if self._kept:
-            return self._kept.pop()
+    @contextmanager
+    def one(self) -> Iterator[FastHttpSession]:
+        """One that nobody else uses; it loses its cookies, and its connection stays or ends, as the plan says."""
+        client = self._kept.pop() if self._kept else self._new()
+        try:
+            yield client
+        finally:
+            client.cookiejar.clear()
+            if self._plan.keep_connections:
+                self._kept.append(client)
+            else:
+                client.client.close()
+
+    def _new(self) -> FastHttpSession:
         return FastHttpSession(
             base_url=self._base,
             request_event=EventHook(),
@@ -130,24 +168,16 @@ class Clients:
             max_retries=0,
         )
 
-    def give_back(self, client: FastHttpSession) -> None:
-        """Without its cookies; its connection stays or ends, as the plan says."""
-        client.cookiejar.clear()
-        if self._plan.keep_connections:
-            self._kept.append(client)
-        else:
-            client.client.close()
-
 
 class Worker:
     """Sends one worker's share of a plan."""
 
-    def __init__(self, plan: Plan, index: int, start_at: float) -> None:
+    def __init__(self, plan: Plan, index: int) -> None:
         self.tally = Tally()
-        self._plan = plan
+        self.plan = plan
+        self.waiting = 0
         self._index = index
-        # From the wall's clock, which workers on several machines share, to one that nobody sets.
-        self._began_s = time.monotonic() + (start_at - time.time())
+        self._began_s = 0.0
         self._pool = Pool(plan.in_flight_max)
         self._clients = Clients(plan)
         desk = Desk(Session(plan.editor), plan.mark) if plan.editor else None
@@ -155,33 +185,53 @@ class Worker:
         self._acts = [known[visit] for visit in plan.weights]
         self._weights = list(plan.weights.values())
 
+    def begin_at(self, start_at: float) -> None:
+        """Second 0, from the wall's clock, which workers on several machines share, to one that nobody sets."""
+        self._began_s = time.monotonic() + (start_at - time.time())
+
+    def passed_s(self) -> float:
+        """Seconds since second 0."""
+        return time.monotonic() - self._began_s
+
     def send_all(self) -> None:
-        """Returns when the last visitor has gone, or did not go in time."""
+        """Returns when the last visitor has gone; whoever does not go in time is cut off, and counted."""
         for intended_s, act in self._visits():
-            wait_s = intended_s - (time.monotonic() - self._began_s)
-            gevent.sleep(max(0.0, wait_s))
+            self.tally.meant(intended_s)
+            gevent.sleep(max(0.0, intended_s - self.passed_s()))
             if self._pool.full():
-                self.tally.undelivered(intended_s)
+                self._turned_away(intended_s)
                 continue
-            if time.monotonic() - self._began_s - intended_s > LATE_S:
+            if self.passed_s() - intended_s > LATE_S:
                 self.tally.late(intended_s)
             self._pool.spawn(self._visit, act, intended_s)
-        self._pool.join(self._plan.timeout_s + GRACE_S)
+        self._pool.join(self.plan.timeout_s + GRACE_S)
+        self._pool.kill()
+
+    def _turned_away(self, intended_s: float) -> None:
+        """Nobody more can be under way: by the site's doing where most wait for it, and then they wait in vain."""
+        if self.waiting * 2 >= self.plan.in_flight_max:
+            self.tally.answered("visit", intended_s, intended_s + self.plan.timeout_s, CROWDED)
+        else:
+            self.tally.undelivered(intended_s, THINKING)
 
     def _visits(self) -> Iterator[tuple[float, Act]]:
-        plan = self._plan
+        plan = self.plan
         dice = random.Random(f"{plan.poisson_seed} {self._index}")
         for intended_s in share(times(plan.segments, plan.poisson_seed), self._index, plan.workers):
             yield intended_s, dice.choices(self._acts, self._weights)[0]
 
     def _visit(self, act: Act, intended_s: float) -> None:
-        client = self._clients.take()
         try:
-            act(Tab(client, self._plan, self.tally, self._began_s, intended_s), random.Random(intended_s))
+            with self._clients.one() as client:
+                act(Tab(client, self, intended_s), random.Random(intended_s))
         except Failed:
             pass  # it is counted, and the visitor goes
-        finally:
-            self._clients.give_back(client)
+        except NotSent as error:
+            self.tally.undelivered(intended_s, str(error))
+        except GreenletExit:
+            self.tally.undelivered(intended_s, THINKING)  # cut off between two requests
+        except Exception as error:  # noqa: BLE001 - whatever broke the visit off is counted by its kind
+            self.tally.answered("visit", intended_s, self.passed_s(), type(error).__name__)
 
 
 class Visitors(FastHttpUser):  # type: ignore[misc]
@@ -192,25 +242,38 @@ class Visitors(FastHttpUser):  # type: ignore[misc]
 
     @task  # type: ignore[untyped-decorator]
     def visit(self) -> None:
-        """All of it, then no more."""
+        """All of it, then no more: raises StopUser, as Locust wants it."""
         assert self.worker is not None
-        self.worker.send_all()
         runner: WorkerRunner = self.environment.runner
-        runner.send_message("tally", self.worker.tally.drained())
+        try:
+            self.worker.send_all()
+        except Exception as error:
+            runner.send_message("broke", f"{type(error).__name__}: {error}")
+            raise StopUser from error
+        finally:
+            runner.send_message("tally", self.worker.tally.drained())
         runner.send_message("done")
         raise StopUser
 
 
 def work(host: str, port: int) -> int:
-    """A worker's process: until the master says that it is over."""
+    """A worker's process: until the master says that it is over, or its standard input ends."""
     environment = Environment(user_classes=[Visitors])
     runner = environment.create_worker_runner(host, port)
 
     def dealt(environment: Environment, msg: Any, **_: Any) -> None:
         plan = Plan.model_validate_json(msg.data["plan"])
+        if trouble := enough_files(plan.in_flight_max + SPARE_FILES):
+            runner.send_message("broke", trouble)
+            return
         if plan.resolve:
             gevent.get_hub().resolver = Fixed(plan.resolve)
-        Visitors.worker = Worker(plan, msg.data["index"], msg.data["start_at"])
+        Visitors.worker = Worker(plan, msg.data["index"])
+        runner.send_message("prepared")
+
+    def begun(environment: Environment, msg: Any, **_: Any) -> None:
+        assert Visitors.worker is not None
+        Visitors.worker.begin_at(msg.data["start_at"])
 
     def counted() -> None:
         while True:
@@ -219,24 +282,46 @@ def work(host: str, port: int) -> int:
                 runner.send_message("tally", Visitors.worker.tally.drained())
 
     runner.register_message("plan", dealt)
+    runner.register_message("begin", begun)
     gevent.spawn(counted)
+    runner.send_message("came")  # only now is somebody here who hears of a plan
     runner.greenlet.join()
     return 0
 
 
-class Master:
-    """Deals the plan out, gathers what is counted, and writes it down whatever happens."""
+def watch(lost: Callable[[], object]) -> None:
+    """Call `lost` when standard input ends: whoever held it is gone, or wants an end."""
 
-    def __init__(self, plan: Plan, header: Header, file: Path, bind: str, port: int) -> None:
+    def read() -> None:
+        while tp_read(sys.stdin.fileno(), 1024):
+            pass
+        lost()
+
+    gevent.spawn(read)
+
+
+class Master:
+    """Deals the plan out, gathers what is counted, and writes it down whatever happens once visitors come."""
+
+    def __init__(self, plan: Plan, header: Header, file: Path, bind: str, port: int, ready_timeout_s: float) -> None:
         self._plan = plan
+        self._ready_timeout_s = ready_timeout_s
         self._header = header
         self._file = file
         self._runner: MasterRunner = Environment(user_classes=[Visitors]).create_master_runner(bind, port)
         self._tally = Tally()
+        self._came: set[str] = set()
+        self._prepared = 0
         self._done = 0
         self._stopped = ""
         self._runner.register_message("tally", lambda msg, **_: self._tally.add(msg.data))
+        self._runner.register_message("came", lambda msg, **_: self._came.add(msg.node_id))
+        self._runner.register_message("prepared", self._one_prepared)
         self._runner.register_message("done", self._one_done)
+        self._runner.register_message("broke", lambda msg, **_: self.stop(f"a worker: {msg.data}"))
+
+    def _one_prepared(self, **_: Any) -> None:
+        self._prepared += 1
 
     def _one_done(self, **_: Any) -> None:
         self._done += 1
@@ -246,48 +331,65 @@ class Master:
         self._stopped = self._stopped or why
 
     def run(self) -> int:
-        """Returns the exit code."""
+        """Returns the exit code; without a record where nobody came."""
+        began = False
         try:
-            self._stopped = self._stopped or self._ready()
+            self._await("came", lambda: len(self._came))
+            self._deal()
+            self._await("made ready", lambda: self._prepared)
             if not self._stopped:
-                self._deal()
+                self._begin()
+                began = True
                 self._watch()
         finally:
             self._runner.quit()
-            with self._file.open("x", encoding="utf-8") as file:
-                for line in (self._header, *self._tally.lines(), End(incomplete=self._stopped)):
-                    write(file, line)
+            if began:
+                with self._file.open("x", encoding="utf-8") as file:
+                    for line in (self._header, *self._tally.lines(), self._end()):
+                        write(file, line)
+        if not began:
+            sys.stderr.write(f"{self._stopped}\n")
         return FAILED if self._stopped else 0
 
-    def _ready(self) -> str:
-        """Wait for every worker; what is missing at the deadline."""
-        until = time.monotonic() + READY_TIMEOUT_S
-        while len(self._runner.clients.ready) < self._plan.workers and not self._stopped:
+    def _end(self) -> End:
+        return End(incomplete=self._stopped, lost=self._tally.lost)
+
+    def _await(self, what: str, count: Callable[[], int]) -> None:
+        """Wait for every worker; whoever is missing at the deadline ends the run."""
+        until = time.monotonic() + self._ready_timeout_s
+        while count() < self._plan.workers and not self._stopped:
             if time.monotonic() > until:
-                return (
-                    f"{len(self._runner.clients.ready)} of {self._plan.workers} workers came within {READY_TIMEOUT_S} s"
-                )
+                self.stop(f"{count()} of {self._plan.workers} workers {what} within {self._ready_timeout_s:g} s")
             gevent.sleep(0.1)
-        return self._stopped
 
     def _deal(self) -> None:
-        start_at = time.time() + HEAD_START_S
+        if self._stopped:
+            return
         plan = self._plan.model_dump_json()
-        for index, client in enumerate(sorted(self._runner.clients)):
-            self._runner.send_message("plan", {"plan": plan, "index": index, "start_at": start_at}, client)
+        for index, client in enumerate(sorted(self._came)):
+            self._runner.send_message("plan", {"plan": plan, "index": index}, client)
+
+    def _begin(self) -> None:
+        """Second 0 is settled now; returns when it has come."""
+        start_at = time.time() + HEAD_START_S
+        self._header = self._header.model_copy(update={"began": datetime.fromtimestamp(start_at, UTC)})
+        self._runner.send_message("begin", {"start_at": start_at})
         self._runner.start(self._plan.workers, spawn_rate=self._plan.workers)
+        gevent.sleep(max(0.0, start_at - time.time()))
+        sys.stderr.write(f"{BEGUN}\n")
+        sys.stderr.flush()
 
     def _watch(self) -> None:
-        lasting_s = HEAD_START_S + duration_s(self._plan.segments)
+        lasting_s = duration_s(self._plan.segments)
         deadline_s = lasting_s + self._plan.timeout_s + GRACE_S + 10
         began_s = told_s = time.monotonic()
         while self._done < self._plan.workers and not self._stopped:
             gevent.sleep(0.1)
             passed_s = time.monotonic() - began_s
             if len(self._runner.clients.missing):
-                self._stopped = "a worker is gone"
+                self.stop("a worker is gone")
             elif passed_s > deadline_s:
-                self._stopped = "the workers did not end in time"
+                self.stop("the workers did not end in time")
             elif time.monotonic() - told_s >= 1:
                 told_s = time.monotonic()
                 self._tell(min(passed_s, lasting_s), lasting_s)
@@ -319,18 +421,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="where the master listens")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--out", type=Path, help="folder of the record (master)")
+    parser.add_argument("--ready", type=float, default=60, help="seconds to wait for the workers (master)")
     told = parser.parse_args(arguments)
     if told.part == "worker":
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the master's: it ends the workers
+        watch(lambda: os._exit(FAILED))  # nobody is left to tell
         return work(told.host, told.port)
-    header, plan = sys.stdin.read().split("\n", 1)
-    wanted = Plan.model_validate_json(plan)
-    if trouble := enough_files(wanted.in_flight_max + SPARE_FILES):
-        sys.stderr.write(f"{trouble}\n")
-        return FAILED
-    master = Master(wanted, Header.model_validate_json(header), told.out / FILE, told.host, told.port)
+    header = Header.model_validate_json(sys.stdin.readline())
+    plan = Plan.model_validate_json(sys.stdin.readline())
+    master = Master(plan, header, told.out / FILE, told.host, told.port, told.ready)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, master.stop, "stopped by hand")
+    watch(lambda: master.stop("whoever started it is gone"))
     return master.run()
 
 

@@ -17,6 +17,7 @@ class Summary:
 
     requests: int
     failed: int
+    visitors: int
     visitors_lost: int
     visitors_late: int
     duration_s: float
@@ -24,6 +25,7 @@ class Summary:
     mean_ms: float
     max_ms: float
     errors: Mapping[str, int]
+    lost: Mapping[str, int]
     incomplete: str
 
     @property
@@ -41,15 +43,14 @@ class Summary:
         """Why the run says nothing of the site; empty where it does."""
         if self.incomplete:
             return f"the run is incomplete: {self.incomplete}"
-        if not self.requests:
-            return "nothing was sent"
         held_back = self.visitors_lost + self.visitors_late
-        if held_back > VOID_SHARE * self.requests:
+        if held_back > VOID_SHARE * self.visitors:
+            why = f" ({', '.join(f'{kind} {count}' for kind, count in sorted(self.lost.items()))})" if self.lost else ""
             return (
-                f"the generator did not deliver {self.visitors_lost} visitors and sent {self.visitors_late} too late, "
-                f"more than {VOID_SHARE:.0%} of {self.requests} requests; use more workers"
+                f"the generator did not deliver {self.visitors_lost} visitors{why} and sent {self.visitors_late} too "
+                f"late, more than {VOID_SHARE:.0%} of {self.visitors} visitors; use more workers"
             )
-        return ""
+        return "" if self.requests else "nothing was sent"
 
     def misses(self, objective: Objective) -> str:
         """What is not good enough; empty where all is."""
@@ -74,6 +75,7 @@ def summary(lines: Sequence[AnyLine]) -> Summary:
     return Summary(
         requests=count,
         failed=sum(errors.values()),
+        visitors=sum(second.visitors for second in seconds),
         visitors_lost=sum(second.undelivered for second in seconds),
         visitors_late=sum(second.late for second in seconds),
         duration_s=float(max((second.at_s + 1 for second in seconds), default=0)),
@@ -81,5 +83,6 @@ def summary(lines: Sequence[AnyLine]) -> Summary:
         mean_ms=merged.get_mean_value() / 1000 if count else 0.0,
         max_ms=merged.get_max_value() / 1000 if count else 0.0,
         errors=errors,
+        lost=dict(ends[-1].lost) if ends else {},
         incomplete=ends[-1].incomplete if ends else "its record has no end",
     )

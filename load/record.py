@@ -4,6 +4,7 @@
 incomplete. Latencies are microseconds from the intended start, in HdrHistogram's own compressed form.
 """
 
+import errno
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -17,6 +18,9 @@ FILE = "record.jsonl"
 LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
 LATE_S = 0.05  # a visitor that is sent so long after the intended start was held back by the generator
 VOID_SHARE = 0.01
+BEGUN = "visitors come"  # what the generator says at second 0
+# What keeps a request from leaving this machine is the generator's own: no files, no ports, no room for packets.
+OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS})
 
 
 class RecordError(Exception):
@@ -35,7 +39,7 @@ class Line(BaseModel):
 
 
 class Header(Line):
-    """What was asked for; `segments` as (seconds, first rate, last rate)."""
+    """What was asked for; `began` is second 0 of all that follows, `segments` as (seconds, first rate, last rate)."""
 
     kind: Literal["header"] = "header"
     environment: str
@@ -49,7 +53,10 @@ class Header(Line):
 
 
 class Second(Line):
-    """Requests by the second of their intended start; `latencies` is a histogram."""
+    """Requests by the second of their intended start; `latencies` is a histogram.
+
+    `visitors` were meant to come in it. Records from before these were counted have none: then any loss voids a run.
+    """
 
     kind: Literal["second"] = "second"
     at_s: Annotated[int, Field(ge=0)]
@@ -57,6 +64,7 @@ class Second(Line):
     failed: int
     undelivered: int
     late: int
+    visitors: Annotated[int, Field(ge=0)] = 0
 
 
 class Request(Line):
@@ -88,10 +96,11 @@ class Sample(Line):
 
 
 class End(Line):
-    """The run is whole, or why it is not."""
+    """The run is whole, or why it is not; `lost` counts the visitors that were not delivered, by why."""
 
     kind: Literal["end"] = "end"
     incomplete: str = ""
+    lost: Mapping[str, int] = {}
 
 
 AnyLine = Annotated[Header | Second | Request | Mark | Sample | End, Field(discriminator="kind")]
@@ -106,6 +115,11 @@ class Tally:
         self._requests: dict[str, HdrHistogram] = {}
         self._errors: dict[str, Counter[str]] = defaultdict(Counter)
         self._counts: dict[str, Counter[int]] = defaultdict(Counter)
+        self._lost: Counter[str] = Counter()
+
+    def meant(self, intended_s: float) -> None:
+        """A visitor is meant to come, whatever becomes of that."""
+        self._counts["visitors"][int(intended_s)] += 1
 
     def answered(self, name: str, intended_s: float, ended_s: float, error: str = "") -> None:
         """A request came to its end: when it was meant to begin, and when it ended; seconds since the run began."""
@@ -121,9 +135,10 @@ class Tally:
             self._errors[name][error] += 1
             self._counts["failed"][second] += 1
 
-    def undelivered(self, intended_s: float) -> None:
-        """A visitor was not sent at all."""
+    def undelivered(self, intended_s: float, why: str) -> None:
+        """A visitor was not sent, or not to the end, for a reason of the generator's own."""
         self._counts["undelivered"][int(intended_s)] += 1
+        self._lost[why] += 1
 
     def late(self, intended_s: float) -> None:
         """A visitor was sent too late."""
@@ -136,6 +151,7 @@ class Tally:
             "requests": {name: found.encode() for name, found in self._requests.items()},
             "errors": {name: dict(found) for name, found in self._errors.items()},
             "counts": {name: dict(found) for name, found in self._counts.items()},
+            "lost": dict(self._lost),
         }
         self.__init__()  # type: ignore[misc]
         return told
@@ -152,6 +168,7 @@ class Tally:
             self._errors[name].update(errors)
         for name, counts in told["counts"].items():
             self._counts[name].update(counts)
+        self._lost.update(told["lost"])
 
     @property
     def overall(self) -> HdrHistogram:
@@ -166,6 +183,11 @@ class Tally:
         """How many requests failed."""
         return sum(self._counts["failed"].values())
 
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """Visitors that were not delivered, by why."""
+        return dict(self._lost)
+
     def lines(self) -> Iterator[Second | Request]:
         """As it is kept."""
         seconds = {*self._seconds, *(second for counts in self._counts.values() for second in counts)}
@@ -176,9 +198,16 @@ class Tally:
                 failed=self._counts["failed"][second],
                 undelivered=self._counts["undelivered"][second],
                 late=self._counts["late"][second],
+                visitors=self._counts["visitors"][second],
             )
         for name in sorted(self._requests):
             yield Request(name=name, latencies=_text(self._requests[name]), errors=dict(self._errors[name]))
+
+
+def own_fault(error: object) -> str:
+    """What an error says of the machine that sends, by the name of its number; empty where it says nothing. Pure."""
+    number = error.errno if isinstance(error, OSError) else None
+    return errno.errorcode[number] if number is not None and number in OWN_FAULTS else ""
 
 
 def _text(found: HdrHistogram) -> str:

@@ -16,7 +16,7 @@ import requests
 from environments.model import Environment, Visit
 from load import record
 from load.plan import Editor, Plan
-from load.record import FILE, Header
+from load.record import BEGUN, FILE, Header
 from provisioning.account import ServiceToken
 from provisioning.public import PublicHost
 from provisioning.session import Session
@@ -32,6 +32,10 @@ class Refused(Exception):
 
 class Incomplete(Exception):
     """A run ended early; what was counted until then is in its folder, marked so."""
+
+
+def nothing() -> None:
+    """Done when visitors come, where nothing is to be done."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Where:
     bind: str = "127.0.0.1"
     port: int = 0
     elsewhere: int = 0
+    ready_timeout_s: float = 60
 
 
 def run(
@@ -105,52 +110,56 @@ def run(
     folder: Path,
     say: Callable[[str], None],
     where: Where = Where(),
+    begun: Callable[[], object] = nothing,
 ) -> None:
-    """Generate it, and leave the record in `folder`; raises Incomplete, Refused and OSError.
+    """Generate it, and leave the record in `folder`; raises Incomplete, OSError, and Refused where nobody was sent.
 
-    A Ctrl-C ends the generator in its order: what was counted is kept, marked incomplete.
+    `begun` is called at second 0. A Ctrl-C ends the generator in its order: what was counted is kept, marked
+    incomplete.
     """
     folder.mkdir(parents=True, exist_ok=False)
     port = where.port or free_port()
     here = plan.workers - where.elsewhere
     module = [sys.executable, "-m", "load.generator"]
+    listening = ["--host", where.bind, "--port", str(port)]
     with ExitStack() as ending:
         master = ending.enter_context(
-            _process([*module, "master", "--host", where.bind, "--port", str(port), "--out", str(folder)], said=True)
+            started(
+                [*module, "master", *listening, "--out", str(folder), "--ready", str(where.ready_timeout_s)], said=True
+            )
         )
         assert master.stdin is not None
         assert master.stderr is not None
-        master.stdin.write(f"{header.model_dump_json()}\n{plan.model_dump_json()}")
-        master.stdin.close()
+        master.stdin.write(f"{header.model_dump_json()}\n{plan.model_dump_json()}\n")
+        master.stdin.flush()
         loopback = "127.0.0.1" if where.bind in ("0.0.0.0", "127.0.0.1") else where.bind
         for _ in range(here):
-            ending.enter_context(_process([*module, "worker", "--host", loopback, "--port", str(port)]))
+            ending.enter_context(started([*module, "worker", "--host", loopback, "--port", str(port)]))
         last = ""
         try:
             for line in master.stderr:
                 last = line.rstrip("\n")
-                say(last)
+                if last == BEGUN:
+                    begun()
+                else:
+                    say(last)
         except KeyboardInterrupt:
             master.send_signal(signal.SIGINT)
         code = master.wait(END_TIMEOUT_S)
+    if not (folder / FILE).exists():
+        folder.rmdir()
+        raise Refused(f"nobody was sent: {last or f'the generator ended with code {code}'}")
     if code:
-        ends = [line for line in _read_or_nothing(folder) if isinstance(line, record.End)]
-        raise Incomplete(ends[-1].incomplete if ends else last or f"the generator ended with code {code}")
-
-
-def _read_or_nothing(folder: Path) -> Sequence[record.AnyLine]:
-    try:
-        return record.read(folder)
-    except record.RecordError:
-        return ()
+        ends = [line for line in record.read(folder) if isinstance(line, record.End)]
+        raise Incomplete(ends[-1].incomplete if ends else f"the generator ended with code {code}")
 
 
 @contextmanager
-def _process(command: list[str], *, said: bool = False) -> Iterator["subprocess.Popen[str]"]:
-    """A process of the generator, in a group of its own, gone when this ends."""
+def started(command: list[str], *, said: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """A process of the generator, in a group of its own, gone when this ends, and when whoever started it is gone."""
     process = subprocess.Popen(
         command,
-        stdin=subprocess.PIPE if said else subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stderr=subprocess.PIPE if said else subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -165,6 +174,9 @@ def _process(command: list[str], *, said: bool = False) -> Iterator["subprocess.
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
 
 
 def header(session: Session, plan: Plan, command: str) -> Header:
@@ -182,10 +194,17 @@ def header(session: Session, plan: Plan, command: str) -> Header:
     )
 
 
-def add(folder: Path, lines: Sequence[record.AnyLine]) -> None:
-    """Marks and samples, into a record that the generator has written: before its end, so that the end stays last."""
+def add(folder: Path, lines: Sequence[record.AnyLine], incomplete: str = "") -> None:
+    """Marks and samples, into a record that the generator has written: before its end, so that the end stays last.
+
+    `incomplete` is what else went wrong: then the run says nothing of the site.
+    """
     known = record.read(folder)
-    ends = [line for line in known if isinstance(line, record.End)]
+    ends = [
+        line.model_copy(update={"incomplete": line.incomplete or incomplete})
+        for line in known
+        if isinstance(line, record.End)
+    ]
     others = [line for line in known if not isinstance(line, record.End)]
     whole = folder / f".{FILE}"
     with whole.open("w", encoding="utf-8") as file:

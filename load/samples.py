@@ -14,22 +14,31 @@ from provisioning.session import Session
 
 INTERVAL_S = 2
 # What there is to count on a machine, beside its processors: processes by their name.
-PROCESSES = {Role.WORKER: "apache2", Role.NDB_SQL: "mysqld", Role.NDB_DATA: "ndbmtd", Role.NFS: "ganesha.nfsd"}
-# Microseconds of processor time (of the machine, be it a container or not), processors, and such processes at work.
+PROGRAMS = {Role.WORKER: "apache2", Role.NDB_SQL: "mysqld", Role.NDB_DATA: "ndbmtd", Role.NFS: "ganesha.nfsd,nfsd"}
+SERVES = {Role.WORKER: "PHP", Role.NDB_SQL: "SQL", Role.NDB_DATA: "data", Role.NFS: "NFS"}
+# Microseconds of processor time (of the machine, be it a container or not), processors, and such threads at work: on a
+# processor, or waiting for one or for a disk (ps(1), states R and D).
 SCRIPT = (
     "while sleep {interval}; do "
     "echo $(sed -n 's/^usage_usec //p' /sys/fs/cgroup/cpu.stat) $(nproc) "
-    "$(ps -C {process} -o state= | grep -c '[RD]'); done"
+    "$(ps -L -C {programs} -o state= | grep -c '[RD]'); done"
 )
 SATURATED = 0.85  # of all processors: what comes on top waits
 
 
 @dataclass
 class Sampler:
-    """Gathers samples of every machine that serves the site."""
+    """Gathers samples of every machine, their times by the monotonic clock."""
 
-    began_s: float
     samples: list[Sample] = field(default_factory=list)
+
+    def since(self, second_0_s: float) -> list[Sample]:
+        """Samples from that moment of the monotonic clock on, their times counted from there."""
+        return [
+            sample.model_copy(update={"at_s": sample.at_s - second_0_s})
+            for sample in self.samples
+            if sample.at_s >= second_0_s
+        ]
 
     def listen(self, machine: Machine, process: "subprocess.Popen[str]") -> None:
         """Until the connection ends."""
@@ -41,18 +50,19 @@ class Sampler:
                 used_us, processors, busy = map(int, words)
                 if before is not None:
                     cpu = (used_us - before[1]) / 1e6 / (now_s - before[0]) / processors
-                    sample = Sample(at_s=now_s - self.began_s, machine=machine.name, cpu=cpu, busy={"busy": busy})
-                    self.samples.append(sample)
+                    serves = SERVES.get(machine.role)
+                    at_work = {serves: float(busy)} if serves else {}
+                    self.samples.append(Sample(at_s=now_s, machine=machine.name, cpu=cpu, busy=at_work))
                 before = now_s, used_us
 
 
 @contextmanager
 def sampling(session: Session) -> Iterator[Sampler]:
     """Sample while the block runs; a machine that cannot be entered has no samples."""
-    sampler = Sampler(time.monotonic())
+    sampler = Sampler()
     connections, listeners = [], []
     for machine in session.environment.machines:
-        script = SCRIPT.format(interval=INTERVAL_S, process=PROCESSES.get(machine.role, "none"))
+        script = SCRIPT.format(interval=INTERVAL_S, programs=PROGRAMS.get(machine.role, "none"))
         address = str(session.environment.address(machine))
         command = ["ssh", *session.shell.options(), address, f"sh -c {shlex.quote(script)}"]
         process = subprocess.Popen(
@@ -71,24 +81,50 @@ def sampling(session: Session) -> Iterator[Sampler]:
             listener.join()
 
 
-def busiest(samples: Sequence[Sample]) -> list[tuple[str, float]]:
-    """Machines with the mean share of their processors in use, busiest first. Pure."""
-    shares: dict[str, list[float]] = {}
+@dataclass(frozen=True)
+class Busy:
+    """A machine over a while: the mean share of its processors in use, and how many threads served the site."""
+
+    machine: str
+    role: str
+    cpu: float
+    serves: str = ""
+    at_work: float = 0.0
+    at_work_max: float = 0.0
+
+
+def busiest(samples: Sequence[Sample], environment: Environment) -> tuple[Busy, ...]:
+    """Every machine that was sampled, busiest first. Pure."""
+    found: dict[str, list[Sample]] = {}
     for sample in samples:
-        shares.setdefault(sample.machine, []).append(sample.cpu)
-    means = {machine: sum(found) / len(found) for machine, found in shares.items()}
-    return sorted(means.items(), key=lambda pair: -pair[1])
+        found.setdefault(sample.machine, []).append(sample)
+    rows = [_busy(name, own, environment.machine(name).role) for name, own in found.items()]
+    return tuple(sorted(rows, key=lambda row: -row.cpu))
 
 
-def saturated(samples: Sequence[Sample], environment: Environment) -> str:
+def _busy(machine: str, samples: Sequence[Sample], role: Role) -> Busy:
+    cpu = sum(sample.cpu for sample in samples) / len(samples)
+    counts = [(serves, count) for sample in samples for serves, count in sample.busy.items()]
+    if not counts:
+        return Busy(machine, str(role), cpu)
+    at_work = [count for _, count in counts]
+    return Busy(machine, str(role), cpu, counts[0][0], sum(at_work) / len(at_work), max(at_work))
+
+
+def saturated(found: Sequence[Busy]) -> str:
     """What gave out, in words; that nothing did, where no machine's processors were. Pure."""
-    found = busiest(samples)
     if not found:
         return "no machine could be sampled"
-    together = sum(share for _, share in found)
-    full = [f"{name} ({environment.machine(name).role}): {share:.0%}" for name, share in found if share >= SATURATED]
-    if full:
-        return f"processors of {', '.join(full)}"
-    name, share = found[0]
-    shared = f"; all machines together use {together:.0%} of one's processors" if together >= SATURATED else ""
-    return f"no machine's own processors: the busiest is {name} with {share:.0%}{shared}"
+    together = sum(one.cpu for one in found)
+    if full := [f"{one.machine} ({one.role}): {one.cpu:.0%}" for one in found if one.cpu >= SATURATED]:
+        told = f"processors of {', '.join(full)}"
+    else:
+        shared = f"; all machines together use {together:.0%} of one's processors" if together >= SATURATED else ""
+        first = max(found, key=lambda one: one.cpu)
+        told = f"no machine's own processors: the busiest is {first.machine} with {first.cpu:.0%}{shared}"
+    serving: dict[str, float] = {}
+    for one in found:
+        if one.serves:
+            serving[one.serves] = serving.get(one.serves, 0.0) + one.at_work
+    threads = ", ".join(f"{name} {count:.1f}" for name, count in sorted(serving.items(), key=lambda pair: -pair[1]))
+    return f"{told}; threads at work: {threads}" if threads else told

@@ -12,16 +12,21 @@ from environments.model import Visit
 from load.plan import Editor
 from provisioning.wordpress import png
 
-OK, FOUND = 200, 302
+OK, CREATED, FOUND = 200, 201, 302
 # The site's own protection from floods: one comment from an address in 15 s is taken, each other one is told so.
 COMMENT_ANSWERS = (FOUND, 429)
 ASSETS_MAX = 6
 ASSET = re.compile(r"""<(?:link|script|img)\b[^>]*?\b(?:href|src)=['"]([^'"]+\.(?:css|js|png|jpe?g|svg)[^'"]*)""")
+COMMENT_MARK = "haproof-load-"  # what comments begin with, so that they can be cleared
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 class Failed(Exception):
     """A request did not do what it was for; the kind is what is counted."""
+
+
+class NotSent(Exception):
+    """A request did not leave this machine, for a reason of the machine's own; the kind is what is counted."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,11 @@ class Reply:
 
 
 class Browser(Protocol):
-    """Sends requests of one visitor; cookies are its own, and every request is counted under a name."""
+    """Sends requests of one visitor to one host; cookies are its own, every request is counted under a name."""
+
+    @property
+    def host(self) -> str:
+        """Whom it asks, with the port where the URL has one."""
 
     def send(
         self,
@@ -46,7 +55,7 @@ class Browser(Protocol):
         headers: Mapping[str, str] | None = None,
         wanted: tuple[int, ...] = (OK,),
     ) -> Reply:
-        """The answer; raises Failed for any status but the wanted ones, and for none at all."""
+        """The answer; raises Failed for any status but the wanted ones, and for none at all, or NotSent."""
 
     def cookies(self) -> dict[str, str]:
         """What the site has set."""
@@ -55,21 +64,30 @@ class Browser(Protocol):
         """Wait as long as a person looks at a page."""
 
 
+@dataclass(frozen=True)
+class Login:
+    """What a login is known by: its cookies, and the nonce that WordPress made for these and no others."""
+
+    cookies: Mapping[str, str]
+    nonce: str
+
+
 @dataclass
 class Session:
-    """What an editor's browsers share: WordPress keeps an account's logins in one value, so one logs in for all."""
+    """What an editor's browsers share: WordPress keeps an account's logins in one value, so one logs in for all.
+
+    `posts` are the numbers of those published so far.
+    """
 
     editor: Editor
-    cookies: dict[str, str] = field(default_factory=dict)
-    nonce: str = ""
+    login: Login | None = None
+    posts: list[int] = field(default_factory=list)
 
 
-def assets(page: str) -> list[str]:
-    """Paths of styles, scripts and pictures that a browser would fetch for a page of the site itself. Pure."""
-    found = re.findall(
-        r"""<(?:link|script|img)\b[^>]*?\b(?:href|src)=['"]([^'"]+\.(?:css|js|png|jpe?g|svg)[^'"]*)""", page
-    )
-    paths = [f"{urlsplit(url).path}?{urlsplit(url).query}".rstrip("?") for url in found]
+def assets(page: str, host: str) -> list[str]:
+    """Paths of styles, scripts and pictures that a browser would fetch for a page from the site itself. Pure."""
+    found = [urlsplit(url) for url in ASSET.findall(page)]
+    paths = [f"{url.path}?{url.query}".rstrip("?") for url in found if url.netloc in ("", host)]
     return list(dict.fromkeys(path for path in paths if path.startswith("/")))[:ASSETS_MAX]
 
 
@@ -82,7 +100,7 @@ def links(page: str) -> list[str]:
 def read(browser: Browser, dice: random.Random) -> None:
     """The front page with what belongs to it, then a post."""
     page = browser.send("front page", "GET", "/").text
-    for path in assets(page):
+    for path in assets(page, browser.host):
         browser.send("asset", "GET", path)
     if posts := links(page):
         browser.think()
@@ -101,7 +119,7 @@ def comment(browser: Browser, dice: random.Random) -> None:
     browser.think()
     somebody = f"{dice.getrandbits(64):016x}"
     form = {
-        "comment": f"haproof-load-{somebody}",
+        "comment": f"{COMMENT_MARK}{somebody}",
         "author": "Visitor",
         "email": f"{somebody}@example.org",
         "comment_post_ID": "1",
@@ -119,45 +137,61 @@ class Desk:
     mark: str
 
     def edit(self, browser: Browser, dice: random.Random) -> None:
-        """Log in anew, and look at the list of posts."""
-        self._log_in(browser)
+        """Log in anew, open a post of the run's own from the list, and change it; the first one writes it."""
+        self.session.login = self._log_in(browser)
+        if not self.session.posts:
+            self.publish(browser, dice)
+        number = dice.choice(self.session.posts)
+        headers = self._headers(self._logged_in(browser).cookies)
+        browser.send("list of posts", "GET", "/wp-admin/edit.php", headers=headers)
         browser.think()
-        browser.send("list of posts", "GET", "/wp-admin/edit.php", headers=self._headers())
+        browser.send("editor", "GET", f"/wp-admin/post.php?post={number}&action=edit", headers=headers)
+        browser.think()
+        body = json.dumps({"content": f"load, changed: {dice.getrandbits(64):016x}"})
+        self._rest(browser, "change", f"posts/{number}", body, {"Content-Type": "application/json"}, OK)
 
     def publish(self, browser: Browser, dice: random.Random) -> None:
         """A post, over REST."""
         body = json.dumps({"title": f"{self.mark}{dice.getrandbits(64):016x}", "content": "load", "status": "publish"})
-        self._rest(browser, "publish", "posts", body, {"Content-Type": "application/json"})
+        made = self._rest(browser, "publish", "posts", body, {"Content-Type": "application/json"}, CREATED)
+        self.session.posts.append(int(json.loads(made.text)["id"]))
 
     def upload(self, browser: Browser, dice: random.Random) -> None:
         """An image, over REST."""
         name = f"{self.mark}{dice.getrandbits(64):016x}.png"
         headers = {"Content-Type": "image/png", "Content-Disposition": f'attachment; filename="{name}"'}
-        self._rest(browser, "upload", "media", png(dice.randbytes(3)), headers)
+        self._rest(browser, "upload", "media", png(dice.randbytes(3)), headers, CREATED)
 
-    def _rest(self, browser: Browser, name: str, kind: str, body: bytes | str, headers: Mapping[str, str]) -> None:
-        if not self.session.nonce:
-            self._log_in(browser)
-            path = "/wp-admin/admin-ajax.php?action=rest-nonce"
-            self.session.nonce = browser.send("nonce", "GET", path, headers=self._headers()).text.strip()
-        path = f"/index.php?{urlencode({'rest_route': f'/wp/v2/{kind}'})}"
-        own = {**self._headers(), "X-WP-Nonce": self.session.nonce, **headers}
+    def _rest(
+        self, browser: Browser, name: str, what: str, body: bytes | str, headers: Mapping[str, str], wanted: int
+    ) -> Reply:
+        login = self._logged_in(browser)
+        path = f"/index.php?{urlencode({'rest_route': f'/wp/v2/{what}'})}"
+        own = {**self._headers(login.cookies), "X-WP-Nonce": login.nonce, **headers}
         try:
-            browser.send(name, "POST", path, body=body, headers=own, wanted=(201,))
+            return browser.send(name, "POST", path, body=body, headers=own, wanted=(wanted,))
         except Failed:
-            self.session.nonce = ""  # the login may be over
+            if self.session.login is login:
+                self.session.login = None  # it may be over
             raise
 
-    def _log_in(self, browser: Browser) -> None:
+    def _logged_in(self, browser: Browser) -> Login:
+        if self.session.login is None:
+            self.session.login = self._log_in(browser)
+        return self.session.login
+
+    def _log_in(self, browser: Browser) -> Login:
         editor = self.session.editor
         form = {"log": editor.user, "pwd": editor.password, "wp-submit": "Log In", "testcookie": "1"}
         headers = {**FORM, **editor.headers, "Cookie": "wordpress_test_cookie=WP Cookie check"}
         browser.send("login", "POST", "/wp-login.php", body=urlencode(form), headers=headers, wanted=(FOUND,))
-        self.session.cookies = browser.cookies()
+        cookies = browser.cookies()
+        path = "/wp-admin/admin-ajax.php?action=rest-nonce"
+        return Login(cookies, browser.send("nonce", "GET", path, headers=self._headers(cookies)).text.strip())
 
-    def _headers(self) -> dict[str, str]:
-        cookies = "; ".join(f"{name}={value}" for name, value in self.session.cookies.items())
-        return {**self.session.editor.headers, **({"Cookie": cookies} if cookies else {})}
+    def _headers(self, cookies: Mapping[str, str]) -> dict[str, str]:
+        told = "; ".join(f"{name}={value}" for name, value in cookies.items())
+        return {**self.session.editor.headers, **({"Cookie": told} if told else {})}
 
 
 Act = Callable[[Browser, random.Random], None]

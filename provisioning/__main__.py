@@ -5,11 +5,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from environments.load import EnvironmentInvalid
-from provisioning.action import ActionFailed, BuildFailed
 from provisioning.report import Terminal
-from provisioning.session import ProviderError, open_session
-from provisioning.state import Busy
+from provisioning.session import REFUSALS, open_session
 
 
 def main(
@@ -25,7 +22,7 @@ def main(
         session = open_session(env)
         with session.state.locked("planning" if plan else "building"):
             outcome = session.build(Terminal(console, plan=plan), plan=plan)
-    except (EnvironmentInvalid, ActionFailed, BuildFailed, Busy, ProviderError) as error:
+    except REFUSALS as error:
         console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:

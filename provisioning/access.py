@@ -1,6 +1,7 @@
 """Access as people meet it: its login pages, the PIN that comes by letter, the session that it ends in."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -40,14 +41,23 @@ class Letters:
 
     def to(self, address: str) -> list[str]:
         """Every letter to an address, oldest first."""
-        reply = requests.get(
+        return [str(letter) for letter in self._asked("GET", address).json()["letters"]]
+
+    def age(self, address: str, older_s: float) -> None:
+        """Let the PINs that were sent to an address grow older; only where the mailbox `ages`."""
+        self._asked("POST", address, {"older_s": older_s})
+
+    def _asked(self, method: str, address: str, given: Mapping[str, float] | None = None) -> requests.Response:
+        reply = requests.request(
+            method,
             f"{str(self.mailbox.url).rstrip('/')}/{quote(address)}",
+            json=given,
             headers={"Authorization": f"Bearer {self.mailbox.token.reveal()}"},
             verify=self.ca or True,
             timeout=TIMEOUT_S,
         )
         reply.raise_for_status()
-        return [str(letter) for letter in reply.json()["letters"]]
+        return reply
 
     def pin(self, address: str, before: int, timeout_s: float) -> str | None:
         """The PIN in the letter that came after the first `before`; nothing when none comes in that time."""

@@ -3,19 +3,21 @@
 import json
 import os
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudflare
 from cloudflare import Cloudflare, DefaultHttpxClient
 
 from environments.model import Environment
+from environments.secret import SecretMissing
 from provisioning.action import ActionFailed
+from provisioning.poll import DeadlineExceeded, NotYet, poll
 
 TIMEOUT_S = 30
 RETRIES = 4  # of 429, 5xx and cut connections, as the library does them: with growing pauses, or as Retry-After says
@@ -23,6 +25,8 @@ RETRIES = 4  # of 429, 5xx and cut connections, as the library does them: with g
 # that one needs an exception of its own.
 PROTECTED = ("wp-admin", "wp-login.php")
 PERMISSION_DENIED = (401, 403)
+TOO_MANY_S, TOO_MANY_PAUSE_S = 120, 5  # for creations; Cloudflare counts requests by five minutes
+Made = TypeVar("Made")
 
 
 class Permission(Enum):
@@ -107,7 +111,11 @@ class Application:
 
 
 class Account:
-    """One environment's part of an account. Every method raises ActionFailed, naming the permission that it needs."""
+    """One environment's part of an account. Every method raises ActionFailed, naming the permission that it needs.
+
+    What is read or replaced is asked for again when the API is away, what is made is not: whether a creation that was
+    cut off came about is seen by the next run, which looks first.
+    """
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -130,17 +138,47 @@ class Account:
         try:
             yield
         except cloudflare.APIStatusError as error:
-            told = "; ".join(str(e.message) for e in error.errors if e.message) or error.response.reason_phrase
             hint = ""
             if error.status_code in PERMISSION_DENIED:
-                hint = f"; give the token of edge.api_token the permission “{permission.value}”"
+                hint = (
+                    f"; give the token of edge.api_token the permission “{permission.value}”, or write a new one there "
+                    "where it has run out"
+                )
             raise ActionFailed(
-                f"Cloudflare refuses to {doing}: {error.status_code} {told}{hint}",
+                f"Cloudflare refuses to {doing}: {error.status_code} {_told(error)}{hint}",
                 command=f"{error.request.method} {error.request.url.path}",
             ) from error
         except cloudflare.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise ActionFailed(f"Cloudflare's API cannot be reached to {doing}: {cause}") from error
+            raise ActionFailed(
+                f"Cloudflare's API cannot be reached to {doing}: {str(cause) or type(cause).__name__}; "
+                "check this machine's way out, and edge.api_url where there is one",
+                command=f"{error.request.method} {error.request.url.path}",
+            ) from error
+        except (OSError, SecretMissing) as error:
+            raise ActionFailed(f"edge.ca or edge.api_token cannot be used to {doing}: {error}") from error
+        # The library reads an answer of another shape as far as it goes: what is missing shows where it is used.
+        except (cloudflare.CloudflareError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ActionFailed(
+                f"Cloudflare's API answers in another way than it should to {doing} ({type(error).__name__}: {error}); "
+                "check edge.api_url, and what stands between it and this machine"
+            ) from error
+
+    def _make(self, make: Callable[[Cloudflare], Made]) -> Made:
+        """Make something, once; too many requests (429) made nothing, and are made again later."""
+        client = self._client.with_options(max_retries=0)
+
+        def attempt() -> tuple[Made]:
+            try:
+                return (make(client),)
+            except cloudflare.RateLimitError as error:
+                raise NotYet(_told(error)) from error
+
+        try:
+            (made,) = poll("too many requests", attempt, timeout_s=TOO_MANY_S, interval_s=TOO_MANY_PAUSE_S)
+        except DeadlineExceeded as error:
+            raise ActionFailed(f"Cloudflare has too many requests of this account: {error.last_state}") from error
+        return made
 
     # -- the tunnel
 
@@ -148,7 +186,7 @@ class Account:
         """The account's tunnels."""
         with self._asking("list tunnels", Permission.TUNNEL):
             found = self._client.zero_trust.tunnels.cloudflared.list(account_id=self._id, is_deleted=False)
-            return [Tunnel(str(t.id), str(t.name), bool(t.connections)) for t in found]
+            return [Tunnel(_id_of(t), str(t.name), bool(t.connections)) for t in found]
 
     def tunnel(self) -> Tunnel | None:
         """The tunnel with this environment's name."""
@@ -157,22 +195,27 @@ class Account:
     def make_tunnel(self) -> Tunnel:
         """A tunnel with this environment's name, configured at Cloudflare."""
         with self._asking("make a tunnel", Permission.TUNNEL):
-            made = self._client.zero_trust.tunnels.cloudflared.create(
-                account_id=self._id, name=self.environment.tag, config_src="cloudflare"
+            made = self._make(
+                lambda client: client.zero_trust.tunnels.cloudflared.create(
+                    account_id=self._id, name=self.environment.tag, config_src="cloudflare"
+                )
             )
-            return Tunnel(str(made.id), str(made.name), connected=False)
+            return Tunnel(_id_of(made), self.environment.tag, connected=False)
 
     def token(self, tunnel: Tunnel) -> str:
         """What a connector needs to serve the tunnel: a secret."""
         with self._asking("read the tunnel's token", Permission.TUNNEL):
-            return self._client.zero_trust.tunnels.cloudflared.token.get(tunnel.id, account_id=self._id)
+            told = self._client.zero_trust.tunnels.cloudflared.token.get(tunnel.id, account_id=self._id)
+            if not isinstance(told, str) or not told:
+                raise ValueError("the token is no text")
+            return told
 
     def ingress(self, tunnel: Tunnel) -> list[tuple[str, str]]:
         """Host and service of each of the tunnel's rules; the closing one's host is empty."""
         with self._asking("read the tunnel's rules", Permission.TUNNEL):
             found = self._client.zero_trust.tunnels.cloudflared.configurations.get(tunnel.id, account_id=self._id)
-        rules = (found.config.ingress if found and found.config else None) or []
-        return [(rule.hostname or "", rule.service) for rule in rules]
+            rules = (found.config.ingress if found and found.config else None) or []
+            return [(rule.hostname or "", rule.service) for rule in rules]
 
     def set_ingress(self, tunnel: Tunnel, rules: Sequence[tuple[str, str]]) -> None:
         """Replace the tunnel's rules."""
@@ -189,7 +232,7 @@ class Account:
         """Every DNS record of the public host."""
         with self._asking("list DNS records", Permission.DNS):
             found = self._client.dns.records.list(zone_id=self.edge.zone_id, name={"exact": self.edge.public_host})
-            return [Record(str(r.id), str(r.type), str(r.content), bool(r.proxied)) for r in found]
+            return [Record(_id_of(r), str(r.type), str(r.content), bool(r.proxied)) for r in found]
 
     def set_record(self, tunnel: Tunnel, held: Record | None) -> None:
         """Point the public host at the tunnel, in place of `held` where there is one."""
@@ -206,22 +249,39 @@ class Account:
             if held:
                 self._client.dns.records.update(held.id, **record)
             else:
-                self._client.dns.records.create(**record)
+                self._make(lambda client: client.dns.records.create(**record))
 
     # -- Access
+
+    def google(self, name: str) -> tuple[str, str] | None:
+        """Ids of the way to log in by Google called `name`, and of its OAuth client, whose secret is never told."""
+        with self._asking("list identity providers", Permission.ACCESS):
+            for found in self._client.zero_trust.identity_providers.list(account_id=self._id):
+                if (found.type, found.name) == ("google", name):
+                    config: Any = found.to_dict().get("config") or {}
+                    return str(found.id), str(config.get("client_id", ""))
+        return None
+
+    def set_provider(self, id_: str, kind: str, name: str, config: dict[str, str]) -> None:
+        """Replace a way to log in."""
+        described: dict[str, Any] = {"type": kind, "name": name, "config": config}
+        with self._asking(f"set the identity provider {kind}", Permission.ACCESS):
+            self._client.zero_trust.identity_providers.update(id_, account_id=self._id, **described)
 
     def providers(self) -> dict[str, str]:
         """The ids of ways to log in, by type: `onetimepin`, `google`."""
         with self._asking("list identity providers", Permission.ACCESS):
             found = self._client.zero_trust.identity_providers.list(account_id=self._id)
-            return {str(provider.type): str(provider.id) for provider in found}
+            return {str(provider.type): _id_of(provider) for provider in found}
 
     def make_provider(self, kind: str, name: str, config: dict[str, str]) -> str:
         """A way to log in; gives its id."""
         described: dict[str, Any] = {"type": kind, "name": name, "config": config}
         with self._asking(f"make the identity provider {kind}", Permission.ACCESS):
-            made = self._client.zero_trust.identity_providers.create(account_id=self._id, **described)
-            return str(made and made.id)
+            made = self._make(
+                lambda client: client.zero_trust.identity_providers.create(account_id=self._id, **described)
+            )
+            return _id_of(made)
 
     def policies(self) -> dict[str, Policy]:
         """The account's reusable policies by name."""
@@ -229,7 +289,7 @@ class Account:
             found = self._client.zero_trust.access.policies.list(account_id=self._id)
             return {
                 str(p.name): Policy(
-                    str(p.name), str(p.decision), tuple(rule.to_dict() for rule in p.include or []), str(p.id)
+                    str(p.name), str(p.decision), tuple(rule.to_dict() for rule in p.include or []), _id_of(p)
                 )
                 for p in found
             }
@@ -243,12 +303,10 @@ class Account:
             "include": list(policy.include),
         }
         with self._asking(f"set the policy {policy.name}", Permission.ACCESS):
-            policies = self._client.zero_trust.access.policies
             if policy.id:
-                policies.update(policy.id, **described)
+                self._client.zero_trust.access.policies.update(policy.id, **described)
                 return policy.id
-            made = policies.create(**described)
-            return str(made and made.id)
+            return _id_of(self._make(lambda client: client.zero_trust.access.policies.create(**described)))
 
     def application(self, name: str) -> Application | None:
         """The application called `name`."""
@@ -265,7 +323,7 @@ class Account:
                 described_application(a.to_dict())
                 for a in self._client.zero_trust.access.applications.list(account_id=self._id)
             ]
-        return [application for application in found if any(uri.partition("/")[0] == host for uri in application.uris)]
+            return [one for one in found if any(uri.partition("/")[0] == host for uri in one.uris)]
 
     def set_application(self, application: Application) -> None:
         """Make an application, or replace the one of its id."""
@@ -282,31 +340,45 @@ class Account:
             "http_only_cookie_attribute": True,
         }
         with self._asking(f"set the application {application.name}", Permission.ACCESS):
-            applications = self._client.zero_trust.access.applications
             if application.id:
-                applications.update(application.id, **described)
+                self._client.zero_trust.access.applications.update(application.id, **described)
             else:
-                applications.create(**described)
+                self._make(lambda client: client.zero_trust.access.applications.create(**described))
 
     def service_token(self, name: str) -> ServiceToken | None:
         """The service token called `name`, without its secret."""
         with self._asking("list service tokens", Permission.ACCESS):
             for found in self._client.zero_trust.access.service_tokens.list(account_id=self._id):
                 if found.name == name:
-                    return ServiceToken(str(found.id), str(found.client_id))
+                    return ServiceToken(_id_of(found), str(found.client_id))
         return None
 
     def make_service_token(self, name: str) -> ServiceToken:
         """A service token with its secret; one of that name, whose secret nobody knows any more, gets a new one."""
         held = self.service_token(name)
         with self._asking(f"make the service token {name}", Permission.ACCESS):
-            tokens = self._client.zero_trust.access.service_tokens
-            made = (
-                tokens.rotate(held.id, account_id=self._id) if held else tokens.create(account_id=self._id, name=name)
-            )
-        if made is None:
-            raise ActionFailed(f"Cloudflare made the service token {name} and did not tell it")
-        return ServiceToken(str(made.id), str(made.client_id), str(made.client_secret))
+            made: Any
+            if held:
+                made = self._client.zero_trust.access.service_tokens.rotate(held.id, account_id=self._id)
+            else:
+                made = self._make(
+                    lambda client: client.zero_trust.access.service_tokens.create(account_id=self._id, name=name)
+                )
+            return ServiceToken(_id_of(made), str(made.client_id), str(made.client_secret))
+
+
+def _told(error: cloudflare.APIStatusError) -> str:
+    """What an error says of itself, as Cloudflare has it, or as HTTP has."""
+    errors = error.errors if isinstance(error.errors, list) else []
+    told = [str(one.message) for one in errors if getattr(one, "message", None)]
+    return "; ".join(told) or error.response.reason_phrase
+
+
+def _id_of(made: Any) -> str:
+    """The id that was told of something; raises ValueError where there is none."""
+    if not getattr(made, "id", None):
+        raise ValueError("something has no id")
+    return str(made.id)
 
 
 def described_application(told: dict[str, Any]) -> Application:

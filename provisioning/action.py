@@ -1,8 +1,6 @@
-"""Bring-up as a list of small actions: each says what it would change, and changes it."""
+"""A step of a bring-up: it says what it would change, and changes it; and what it says when it cannot."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -51,45 +49,3 @@ class Action(Protocol):
 
     def apply(self) -> None:
         """Bring it about; raises ActionFailed. Called only when something is pending."""
-
-
-class Reporter(Protocol):
-    """Hears of a bring-up's progress."""
-
-    def begin(self, action: str) -> None:
-        """`action` is being looked at."""
-
-    def end(self, action: str, changes: Sequence[str], elapsed_s: float) -> None:
-        """`action` is as it should be; `changes` were made (or, in a plan, would be)."""
-
-
-@dataclass
-class Outcome:
-    """What a bring-up changed, or in a plan would change, by action."""
-
-    changes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> int:
-        """How many things changed."""
-        return sum(len(lines) for lines in self.changes.values())
-
-
-def bring_up(actions: Sequence[Action], reporter: Reporter, *, plan: bool = False) -> Outcome:
-    """Run `actions` in order, each only where it is not so already; with `plan`, change nothing.
-
-    Raises BuildFailed, naming the action, when one fails.
-    """
-    outcome = Outcome()
-    for action in actions:
-        started = time.monotonic()
-        reporter.begin(action.name)
-        try:
-            pending = tuple(action.pending())
-            if pending and not plan:
-                action.apply()
-        except ActionFailed as failure:
-            raise BuildFailed(action.name, failure) from failure
-        outcome.changes[action.name] = pending
-        reporter.end(action.name, pending, time.monotonic() - started)
-    return outcome

@@ -26,6 +26,7 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 READY_TIMEOUT_S = 600
 WORKER_LABEL = "node-role.kubernetes.io/worker"
 METALLB_NAMESPACE = "metallb-system"
+CONFIG_DIGEST = "haproof/config"  # annotation of kube-proxy's Pods: another value makes other Pods
 
 
 def fetch(manifest: Manifest) -> list[dict[str, Any]]:
@@ -167,26 +168,38 @@ class StrictArp:
     reachable: Callable[[], bool]
     name: str = "strictARP"
 
-    def _config(self) -> dict[str, Any]:
-        config_map = self.cluster.core.read_namespaced_config_map("kube-proxy", "kube-system")
-        document: dict[str, Any] = yaml.safe_load(config_map.data["config.conf"])
-        return document
+    def _config(self) -> str:
+        return str(self.cluster.core.read_namespaced_config_map("kube-proxy", "kube-system").data["config.conf"])
+
+    def _started_with(self) -> str | None:
+        """The digest of the configuration that kube-proxy was last let start with."""
+        template = self.cluster.apps.read_namespaced_daemon_set("kube-proxy", "kube-system").spec.template
+        return (template.metadata.annotations or {}).get(CONFIG_DIGEST)
 
     def pending(self) -> Sequence[str]:
-        """One line unless it is so."""
-        if self.reachable() and self._config().get("ipvs", {}).get("strictARP") is True:
-            return []
-        return ["set strictARP in kube-proxy's ConfigMap and restart kube-proxy"]
+        """One line unless it is so, and kube-proxy was started with it."""
+        if not self.reachable():
+            return ["set strictARP in kube-proxy's ConfigMap and restart kube-proxy"]
+        config = self._config()
+        if (yaml.safe_load(config).get("ipvs") or {}).get("strictARP") is not True:
+            return ["set strictARP in kube-proxy's ConfigMap and restart kube-proxy"]
+        if self._started_with() != digest_of(config):
+            return ["restart kube-proxy, for its ConfigMap changed"]
+        return []
 
     def apply(self) -> None:
         """Change that one key and let kube-proxy start anew with it."""
-        document = self._config()
-        document.setdefault("ipvs", {})["strictARP"] = True
+        document: dict[str, Any] = yaml.safe_load(self._config())
+        document["ipvs"] = {**(document.get("ipvs") or {}), "strictARP": True}
         text = yaml.safe_dump(document)
         self.cluster.core.patch_namespaced_config_map("kube-proxy", "kube-system", {"data": {"config.conf": text}})
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        template = {"metadata": {"annotations": {"haproof/config": digest}}}
+        template = {"metadata": {"annotations": {CONFIG_DIGEST: digest_of(text)}}}
         self.cluster.apps.patch_namespaced_daemon_set("kube-proxy", "kube-system", {"spec": {"template": template}})
+
+
+def digest_of(config: str) -> str:
+    """What a DaemonSet carries of the configuration that its Pods were started with. Pure."""
+    return hashlib.sha256(config.encode()).hexdigest()
 
 
 def pool_documents(environment: Environment) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from provisioning.ssh import Result, Shell
 READY_TIMEOUT_S = 120
 PORT = 3306
 REFUSED = "ERROR 1045"  # ER_ACCESS_DENIED_ERROR
+# As root of the machine: by auth_socket where we built it; where others did, by what root's ~/.my.cnf says there.
 CLIENT = "mysql --user=root --batch --skip-column-names"
 
 
@@ -106,7 +107,7 @@ class Database:
         return [tuple(line.split("\t")) for line in done.stdout.splitlines()]
 
     def admits(self, password: str) -> bool:
-        """Whether the site's account is let in with `password` from the SQL node's own address there."""
+        """Whether the site's account is let in with `password` from the SQL node's own address; raises ActionFailed."""
         done = self.client("SELECT 1", machine=self.machine, address=self.address, password=password)
         if done.exit_code and REFUSED not in done.stderr:
             raise ActionFailed(

@@ -85,8 +85,24 @@ class AccessDeclared:
         wanted: dict[str, tuple[str, dict[str, str]]] = {"onetimepin": ("One-time PIN", {})}
         if google:
             config = {"client_id": google.client_id, "client_secret": google.client_secret.reveal()}
-            wanted["google"] = ("Google", config)
+            wanted["google"] = (f"{self._environment.tag} Google", config)
         return wanted
+
+    def _providers(self) -> tuple[dict[str, str], list[str]]:
+        """The ids of those ways to log in that are there, by type, and the types of those that are not as declared.
+
+        One-time PINs are the account's, and of one kind; a Google of another name is somebody else's. Cloudflare never
+        tells a client's secret: one that was changed alone is not seen.
+        """
+        account, there, behind = self.account, self.account.providers(), []
+        found = {kind: id_ for kind, id_ in there.items() if kind == "onetimepin"}
+        for kind, (name, config) in self._wanted_providers.items():
+            own = account.google(name) if kind == "google" else None
+            if own:
+                found[kind] = own[0]
+            if kind not in found or (own and own[1] != config["client_id"]):
+                behind.append(kind)
+        return found, behind
 
     def _application(self, policies: Sequence[str], providers: Sequence[str]) -> Application:
         edge = self._environment.edge
@@ -96,10 +112,10 @@ class AccessDeclared:
 
     def pending(self) -> Sequence[str]:
         """A line for each thing that is not as declared."""
-        account, providers = self.account, self.account.providers()
+        account, (providers, behind) = self.account, self._providers()
         token = account.service_token(self._token_name)
         known = ServiceToken.kept(self.state.service_token)
-        lines = [f"identity provider {kind}" for kind in self._wanted_providers if kind not in providers]
+        lines = [f"identity provider {kind}" for kind in behind]
         if token is None or known is None or known.client_id != token.client_id:
             lines.append(f"service token {self._token_name}")
         held = account.policies()
@@ -116,9 +132,12 @@ class AccessDeclared:
 
     def apply(self) -> None:
         """Declare it all; raises ActionFailed."""
-        account, providers = self.account, self.account.providers()
-        for kind, (name, config) in self._wanted_providers.items():
-            if kind not in providers:
+        account, (providers, behind) = self.account, self._providers()
+        for kind in behind:
+            name, config = self._wanted_providers[kind]
+            if kind in providers:
+                account.set_provider(providers[kind], kind, name, config)
+            else:
                 providers[kind] = account.make_provider(kind, name, config)
         token, known = account.service_token(self._token_name), ServiceToken.kept(self.state.service_token)
         if token is None or known is None or known.client_id != token.client_id:

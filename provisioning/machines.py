@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from posixpath import basename
@@ -95,6 +95,12 @@ def config_changes(actual: dict[str, Any], desired: dict[str, str]) -> dict[str,
     return changes
 
 
+def disk_gib(config: Mapping[str, Any]) -> float:
+    """The size that a configuration says its first disk has; 0 where it says none. Pure."""
+    size = re.search(r"size=(\d+)([MGT])", str(config.get("scsi0", "")))
+    return int(size[1]) * {"M": 1 / 1024, "G": 1, "T": 1024}[size[2]] if size else 0
+
+
 def checksum_of(listing: str, filename: str) -> str:
     """The digest of `filename` in a SHA512SUMS-style `listing`; raises KeyError. Pure."""
     for line in listing.splitlines():
@@ -127,7 +133,7 @@ class Machines:
 
 
 def as_action(work: Callable[[], Item]) -> Item:
-    """Do `work`, with the hypervisor's errors told as the action's."""
+    """Do `work`; raises ActionFailed for the hypervisor's errors."""
     try:
         return work()
     except HypervisorError as error:
@@ -255,39 +261,51 @@ class MachinesCloned:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What a machine lacks of its declared shape: settings that differ, and room on its disk."""
+
+    machine: Machine
+    settings: dict[str, str]
+    grows: bool
+
+    @property
+    def lines(self) -> list[str]:
+        """A line each, with the settings' names and nothing secret."""
+        name = self.machine.name
+        told = [f"set {', '.join(sorted(self.settings))} of {name}"] if self.settings else []
+        return told + ([f"grow the disk of {name} to {self.machine.disk_gib} GiB"] if self.grows else [])
+
+
+@dataclass(frozen=True)
 class MachinesShaped:
-    """Every machine has the declared cores, memory, networks and cloud-init settings."""
+    """Every machine has the declared cores, memory, disk, networks and cloud-init settings."""
 
     context: Machines
     name: str = "machines shaped"
 
-    def _changes(self) -> list[tuple[Machine, dict[str, str]]]:
+    def _changes(self) -> list[Shape]:
         mine, key = self.context.mine(), self.context.shell.public_key()
         found = []
         for machine in self.context.machines:
             actual = self.context.hypervisor.config(machine.vmid) if machine.name in mine else {}
-            changes = config_changes(actual, desired_config(self.context.environment, machine, key))
-            if changes:
-                found.append((machine, changes))
-        return found
+            settings = config_changes(actual, desired_config(self.context.environment, machine, key))
+            found.append(Shape(machine, settings, disk_gib(actual) < machine.disk_gib))
+        return [shape for shape in found if shape.lines]
 
     def pending(self) -> Sequence[str]:
-        """A line for each machine that differs, with the settings' names and nothing secret."""
-        changes = as_action(self._changes)
-        return [f"set {', '.join(sorted(settings))} of {machine.name}" for machine, settings in changes]
+        """A line for each machine whose settings differ, and for each whose disk is too small."""
+        return [line for shape in as_action(self._changes) for line in shape.lines]
 
     def apply(self) -> None:
-        """Write the settings that differ, and grow the disk to the declared size."""
-        as_action(lambda: in_parallel(self._changes(), lambda change: self._write(*change)))
+        """Write the settings that differ, and grow disks to the declared size; none is ever made smaller."""
+        as_action(lambda: in_parallel(self._changes(), self._write))
 
-    def _write(self, machine: Machine, changes: dict[str, str]) -> None:
-        hypervisor = self.context.hypervisor
-        hypervisor.call("put", f"qemu/{machine.vmid}/config", **changes)
-        disk = str(hypervisor.config(machine.vmid).get("scsi0", ""))
-        size = re.search(r"size=(\d+)([MGT])", disk)
-        gib = int(size[1]) * {"M": 1 / 1024, "G": 1, "T": 1024}[size[2]] if size else 0
-        if gib < machine.disk_gib:
-            hypervisor.call("put", f"qemu/{machine.vmid}/resize", disk="scsi0", size=f"{machine.disk_gib}G")
+    def _write(self, shape: Shape) -> None:
+        hypervisor, machine = self.context.hypervisor, shape.machine
+        if shape.settings:
+            hypervisor.call("put", f"qemu/{machine.vmid}/config", **shape.settings)
+        if shape.grows:
+            hypervisor.task("put", f"qemu/{machine.vmid}/resize", disk="scsi0", size=f"{machine.disk_gib}G")
 
 
 def answers(address: str, port: int = 22, timeout_s: float = 0.5) -> bool:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from environments.model import Environment, Machine, Role
 from provisioning.action import ActionFailed
@@ -16,16 +17,27 @@ SHOW_TIMEOUT_S = 10
 RESTARTS_MAX = 5
 UNITS = {Role.NDB_MANAGEMENT: "ndb_mgmd", Role.NDB_DATA: "ndbmtd", Role.NDB_SQL: "mysql"}
 DATA_DIRECTORY = "/var/lib/mysql-cluster"
-MEMBER = re.compile(r"^id=(?P<id>\d+)\s+(?:@(?P<address>\S+)\s+\((?P<told>.*)\)|\(not connected.*\))\s*$")
+SECTION = re.compile(r"^\[(?P<program>\w+)\(\w+\)\]")
+MEMBER = re.compile(
+    r"^id=(?P<id>\d+)\s+(?:@(?P<address>\S+)\s+\((?P<told>.*)\)|"
+    r"\(not connected(?:, accepting connect from (?P<accepted>.*))?\))\s*$"
+)
+# What `show` calls a member's program.
+PROGRAMS = {Role.NDB_MANAGEMENT: "ndb_mgmd", Role.NDB_DATA: "ndbd", Role.NDB_SQL: "mysqld"}
 
 
 @dataclass(frozen=True)
 class MemberState:
-    """What the management server tells of a member: `group` is a started data node's node group."""
+    """What the management server tells of a member: `group` is a started data node's node group.
+
+    `host` is where it is connected from, or where it may connect from.
+    """
 
     address: str | None
     starting: bool
     group: int | None
+    program: str = ""
+    host: str = ""
 
     @property
     def connected(self) -> bool:
@@ -36,14 +48,28 @@ class MemberState:
 def parse_show(text: str) -> dict[int, MemberState]:
     """What `ndb_mgm -e show` prints, by node id. Pure."""
     found = {}
+    program = ""
     for line in text.splitlines():
+        if section := SECTION.match(line.strip()):
+            program = section["program"]
         if match := MEMBER.match(line.strip()):
             told = match["told"] or ""
             group = re.search(r"Nodegroup: (\d+)", told)
             found[int(match["id"])] = MemberState(
-                match["address"], "starting" in told or "no nodegroup" in told, int(group[1]) if group else None
+                match["address"],
+                "starting" in told or "no nodegroup" in told,
+                int(group[1]) if group else None,
+                program,
+                match["address"] or match["accepted"] or "",
             )
     return found
+
+
+def number_in(states: Mapping[int, MemberState], machine: Machine) -> int | None:
+    """A machine's node id, by its program and its name or addresses; none where the server tells of none. Pure."""
+    own = {machine.name, *map(str, machine.addresses.values())}
+    program = PROGRAMS[machine.role]
+    return next((id_ for id_, state in sorted(states.items()) if state.program == program and state.host in own), None)
 
 
 class Running(StrEnum):
@@ -66,12 +92,22 @@ class Ndb:
 
     @property
     def members(self) -> tuple[Machine, ...]:
-        """Every member, in the order that they start in; a node id is the place in it, from 1."""
+        """Every member, in the order that they start in."""
         return (*self.management, *self.data, *self.sql)
 
-    def node_id(self, machine: Machine) -> int:
-        """The member's number in the cluster (see `provisioning.preparation.ndb_members`)."""
-        return self.members.index(machine) + 1
+    @cached_property
+    def _told(self) -> dict[int, MemberState]:
+        """What `show` told once: numbers do not change while a cluster runs."""
+        return self.show()
+
+    def node_id(self, machine: Machine, states: Mapping[int, MemberState] | None = None) -> int:
+        """The member's number in the cluster, by its address in `states`, or in what `show` tells; else as we number.
+
+        A cluster that others made may be numbered otherwise than by `provisioning.preparation.ndb_members`. Raises
+        ActionFailed where the management server does not answer.
+        """
+        found = number_in(self._told if states is None else states, machine)
+        return self.members.index(machine) + 1 if found is None else found
 
     def show(self) -> dict[int, MemberState]:
         """What the management server tells, by node id; raises ActionFailed when it does not answer."""
@@ -116,7 +152,7 @@ class Ndb:
                 raise
             except ActionFailed as error:
                 raise NotYet(f"the management server does not answer: {error.cause}") from error
-            away = [machine for machine in machines if not taking_part(states, self.node_id(machine))]
+            away = [machine for machine in machines if not taking_part(states, self.node_id(machine, states))]
             for machine in away:
                 if self._restarts(machine) - before[machine] >= RESTARTS_MAX:
                     raise self._failure(machine, f"the unit {UNITS[machine.role]} ends as often as it is started")
@@ -166,7 +202,8 @@ class NdbStarted:
             raise
         except ActionFailed:
             return list(self.ndb.members)
-        return [machine for machine in self.ndb.members if not taking_part(states, self.ndb.node_id(machine))]
+        members = self.ndb.members
+        return [machine for machine in members if not taking_part(states, self.ndb.node_id(machine, states))]
 
     def pending(self) -> Sequence[str]:
         """A line for each member that is not up with its configuration."""

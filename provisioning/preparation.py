@@ -11,7 +11,7 @@ from functools import cached_property
 
 import requests
 
-from environments.model import AptSource, Environment, Machine, Role
+from environments.model import AptSource, Environment, Machine, Nfs, Role
 from provisioning.action import ActionFailed
 from provisioning.ndb import DATA_DIRECTORY
 from provisioning.nodes.job import Answer, HelmJob, Job, KubernetesJob, Member, NdbJob, NfsJob, Node, Source, TunnelJob
@@ -73,7 +73,7 @@ class NodesPrepared:
             ndb=self._ndb,
             helm=self._helm,
             tunnel=self._tunnel,
-            nfs=NfsJob(directory=self.environment.nfs.export, clients=str(self.environment.nfs.clients)),
+            nfs=nfs_job(self.environment.nfs),
         )
         # The process ends when our end of this pipe does, even if we are killed.
         lifeline, ours = os.pipe()
@@ -136,6 +136,11 @@ def apt_source(name: str, source: AptSource) -> Source:
         components=source.components,
         key=signing_key(str(source.key_url)),
     )
+
+
+def nfs_job(nfs: Nfs) -> NfsJob:
+    """What the file server needs to know. Pure."""
+    return NfsJob(directory=nfs.export, clients=str(nfs.clients), root_squash=nfs.root_squash)
 
 
 def kubernetes_job(environment: Environment) -> KubernetesJob:

@@ -3,21 +3,27 @@
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from environments.load import find, load, require_secrets
+from environments.load import EnvironmentInvalid, find, load, require_files
 from environments.model import Environment
-from provisioning.action import Outcome, Reporter, bring_up
+from provisioning.action import ActionFailed, BuildFailed
 from provisioning.bringup import actions
+from provisioning.build import Outcome, Reporter, bring_up
 from provisioning.cluster import Cluster
 from provisioning.database import Database
-from provisioning.hypervisor import Hypervisor
+from provisioning.hypervisor import Hypervisor, HypervisorError
 from provisioning.ndb import Ndb
 from provisioning.ssh import Shell
-from provisioning.state import State
+from provisioning.state import Busy, State
 
 
 class ProviderError(Exception):
     """The environment's provider could not bring its hypervisor up; the message says why and what to do."""
+
+
+# What keeps a run from having a target at all; each message says what to do.
+REFUSALS = (EnvironmentInvalid, ActionFailed, BuildFailed, Busy, HypervisorError, ProviderError, OSError)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,20 @@ def open_session(name_or_file: str) -> Session:
     path: Path = find(name_or_file)
     environment = load(path)
     if environment.hypervisor.provider:
-        importlib.import_module(f"{environment.hypervisor.provider}.provider").enter(
-            **environment.hypervisor.provider_options
-        )
-    require_secrets(environment, path)
+        provider(environment.hypervisor.provider).enter(**environment.hypervisor.provider_options)
+    require_files(environment, path)
     return Session(environment, State.of(environment.name))
+
+
+def provider(package: str) -> Any:
+    """The module `provider` of a package; raises ProviderError when there is none."""
+    name = f"{package}.provider"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (package, name):
+            raise  # one that it lacks itself
+        raise ProviderError(
+            f"hypervisor.provider is “{package}”, and there is no module {name}; expected a package that brings a "
+            "hypervisor up, as lab does, or no such key for one that is up"
+        ) from error

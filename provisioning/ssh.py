@@ -17,6 +17,7 @@ from provisioning.state import State
 
 LOG = logging.getLogger(__name__)
 TUNNEL_TIMEOUT_S = 15
+CHANGED = "HOST IDENTIFICATION HAS CHANGED"  # how OpenSSH begins its warning
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Result:
 
 class Unreachable(ActionFailed):
     """SSH itself failed: no connection, no login, or a host key that is not the pinned one."""
+
+
+class HostKeyChanged(Unreachable):
+    """A machine shows another host key than the pinned one: no waiting mends that, and nothing was sent to it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,14 @@ class Shell:
                 f"the command did not end within {timeout_s:.0f} s", machine=machine.name, command=script
             ) from error
         LOG.info("%s: %s (exit code %d)", machine.name, script, done.returncode)
+        if done.returncode == 255 and CHANGED in done.stderr:
+            raise HostKeyChanged(
+                f"{machine.name} ({address}) shows another host key than the one pinned at first contact, so that "
+                "nothing was sent to it: somebody else may have its address; if you made the machine anew yourself, "
+                f"drop the old key with ssh-keygen -f {self.state.known_hosts} -R {address}",
+                machine=machine.name,
+                command="ssh",
+            )
         if done.returncode == 255:
             raise Unreachable(
                 f"{machine.name} ({address}) cannot be entered by SSH as {self.environment.ssh.user}",
@@ -155,9 +168,9 @@ class Shell:
         def entered() -> bool:
             try:
                 return self.run(machine, "true", timeout_s=10).exit_code == 0
+            except HostKeyChanged:
+                raise
             except Unreachable as error:
-                if "HOST IDENTIFICATION HAS CHANGED" in error.output:
-                    raise
                 raise NotYet(error.output.strip() or error.cause) from error
 
         try:

@@ -63,7 +63,8 @@ def all_connected(ndb: Ndb, members: Mapping[int, MemberState]) -> None:
     """At one of its declared addresses."""
 
     def complaints(machine: Machine) -> list[str]:
-        node, state = ndb.node_id(machine), members.get(ndb.node_id(machine))
+        node = ndb.node_id(machine, members)
+        state = members.get(node)
         if state is None or not taking_part(members, node):
             return [f"expected node {node} connected, found {state}"]
         declared = {str(address) for address in machine.addresses.values()}
@@ -77,7 +78,7 @@ def node_groups(ndb: Ndb, members: Mapping[int, MemberState], environment: Envir
     """By the node groups that the data nodes are in."""
     groups: dict[int | None, list[str]] = {}
     for machine in ndb.data:
-        state = members.get(ndb.node_id(machine))
+        state = members.get(ndb.node_id(machine, members))
         groups.setdefault(state.group if state else None, []).append(machine.name)
     wanted = environment.ndb.replicas
     none_of(
@@ -235,7 +236,7 @@ def members_return(ndb: Ndb, database: Database) -> None:
             database.as_site("SELECT 1")
         except ActionFailed as error:
             raise NotYet(error.cause) from error
-        if away := [machine.name for machine in ndb.members if not taking_part(states, ndb.node_id(machine))]:
+        if away := [machine.name for machine in ndb.members if not taking_part(states, ndb.node_id(machine, states))]:
             raise NotYet(f"{', '.join(away)} not connected")
         return True
 

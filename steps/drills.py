@@ -5,6 +5,7 @@ They run only where the environment permits chaos and its name is repeated on th
 
 import random
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,17 +18,17 @@ from pytest_bdd import given, then, when
 from certificate.plugin import FOUND_BY
 from certificate.verdict import Finding, NotExercised, Verdict
 from chaos.drill import Run
-from chaos.drills import DATA, DRILLS, VISITORS, WRITES, Drill
+from chaos.drills import API, DATA, DRILLS, PAGES, VISITORS, WRITES, Drill
 from chaos.healer import watched_over
+from chaos.history import History
 from chaos.journal import HealFailed, Journal
 from chaos.judgement import Judgement
-from chaos.report import write
+from chaos.report import as_text, write
 from environments.load import EnvironmentInvalid
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import ProviderError, Session, open_session
 
 FILES = ("nfs", "nfs/read", "nfs/write")
-API = ("api/read", "api/write")
 
 
 class Unjudged(Exception):
@@ -39,6 +40,7 @@ class Drills:
     """Runs drills against the target; each leaves its evidence in a folder of its own."""
 
     target: Session
+    env: str
     seed: int
     folder: Path
     kept: Callable[[Path], None]
@@ -49,9 +51,12 @@ class Drills:
         environment = self.target.environment
         folder = self.folder / "drills" / drill.name
         self.kept(folder)
-        again = f"python -m chaos run {drill.name} --chaos {environment.name} --seed {self.seed}"
-        said = Run(self.target, drill, self.seed, folder, again, self.say).run()
-        write(folder)
+        env = shlex.quote(self.env)
+        again = f"python -m chaos run {drill.name} --env {env} --chaos {environment.name} --seed {self.seed}"
+        Run(self.target, drill, self.seed, folder, again, self.say).run()
+        said = write(folder)
+        for line in as_text(History.read(folder), said).splitlines():
+            self.say(line)
         return said
 
 
@@ -117,7 +122,8 @@ def at_work(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iter
     with watched_over(pytestconfig.option.env):
         folder: Path = request.getfixturevalue("evidence_folder")
         kept = partial(_kept, request.node)
-        yield Drills(target, pytestconfig.option.seed, folder, kept, lambda line: terminal.write_line(f"  {line}"))
+        option = pytestconfig.option
+        yield Drills(target, option.env, option.seed, folder, kept, lambda line: terminal.write_line(f"  {line}"))
 
 
 def _kept(scenario: pytest.Item, folder: Path) -> None:
@@ -139,7 +145,7 @@ for _drill in DRILLS.values():
 
 
 def require(finding: Finding) -> None:
-    """Proven is silent; refuted is an assertion's, and anything else is no verdict."""
+    """Proven is silent; refuted is an assertion's, and anything else is no verdict: raises Unjudged."""
     if finding.verdict is Verdict.REFUTED:
         raise AssertionError(finding.reason)
     if finding.verdict is not Verdict.PROVEN:
@@ -147,13 +153,16 @@ def require(finding: Finding) -> None:
 
 
 def within(judgement: Judgement, layers: tuple[str, ...], *, at_all: bool = True) -> None:
-    """Each of the layers that the drill has a budget for was judged and kept to it; not `at_all`: it was never away."""
-    found = [layer for layer in judgement.layers if layer.layer in layers and layer.allowed]
-    if not found:
-        raise Unjudged(f"the drill has no budget for any of {', '.join(layers)}")
-    for layer in found:
+    """Each of the layers was judged by a budget and kept to it; not `at_all`: it was never away.
+
+    Raises Unjudged where the drill has no budget for one of them: what nothing is asked of, nothing is proven of.
+    """
+    judged = {layer.layer: layer for layer in judgement.layers if layer.allowed}
+    if missing := [name for name in layers if name not in judged]:
+        raise Unjudged(f"the drill has no budget for {', '.join(missing)}")
+    for layer in (judged[name] for name in layers):
         assert layer.allowed is not None
-        if not at_all and layer.allowed.seconds:
+        if not at_all and (layer.allowed.seconds or layer.allowed.back_s):
             raise Unjudged(f"{layer.layer} may be away in this drill: {layer.allowed.formula}")
         require(layer.finding)
 
@@ -173,13 +182,13 @@ def visitors_throughout(judgement: Judgement) -> None:
 @then("the virtual address is there throughout")
 def address_throughout(judgement: Judgement) -> None:
     """Inside only."""
-    within(judgement, ("vip",), at_all=False)
+    within(judgement, ("vip", "page/vip"), at_all=False)
 
 
 @then("the public host is there again within the time that the target's timers allow")
 def public_within(judgement: Judgement) -> None:
     """Outside only."""
-    within(judgement, ("public",))
+    within(judgement, ("public", "page/public"))
 
 
 @then("the data are there again within the time that the target's timers allow")
@@ -202,6 +211,14 @@ def data_away(judgement: Judgement) -> None:
     away(judgement, ("write/row",))
 
 
+@then("visitors are away until it is back")
+@then("visitors are away until both are back")
+def visitors_away(judgement: Judgement) -> None:
+    """Of the site's pages, that is: the limit, as it truly behaves."""
+    within(judgement, PAGES)
+    away(judgement, PAGES)
+
+
 @then("the files are there again within the time that the target's timers allow")
 def files_within(judgement: Judgement) -> None:
     """To be read and to be written, by replicas and by editors."""
@@ -218,10 +235,10 @@ def api_away(judgement: Judgement) -> None:
 def away(judgement: Judgement, layers: tuple[str, ...]) -> None:
     """Each of the layers failed everybody when the last fault was healed: had it come back before, it were no limit."""
     healed_s = max(strike.heal_s for strike in judgement.strikes if strike.heal_s is not None)
-    for layer in judgement.layers:
-        if layer.layer in layers:
-            lasting = [o for o in layer.outages if o.total and o.began_s < healed_s and not _over(o.ended_s, healed_s)]
-            assert lasting, f"expected {layer.layer} to be away until the heal, and it was back before"
+    outages = {layer.layer: layer.outages for layer in judgement.layers}
+    for name in layers:
+        lasting = [o for o in outages[name] if o.total and o.began_s < healed_s and not _over(o.ended_s, healed_s)]
+        assert lasting, f"expected {name} to be away until the heal, and it was back before"
 
 
 def _over(ended_s: float | None, at_s: float) -> bool:
@@ -249,7 +266,7 @@ def checkpoint_kept(judgement: Judgement) -> None:
 
 
 def kept(judgement: Judgement, layers: tuple[str, ...], window_s: float = 0.0) -> None:
-    """What the ledger says of each sort."""
+    """What the ledger says of each sort; raises Unjudged where it says nothing."""
     if judgement.loss_window_s != window_s:
         raise Unjudged(f"what is younger than {judgement.loss_window_s:g} s may be lost in this drill")
     sorts = {account.sort: account for account in judgement.writes}

@@ -69,7 +69,7 @@ def second_master_cut(power: Power, environment: Environment) -> None:
     cut(power, next(m for m in environment.with_role(Role.CONTROL_PLANE) if m.name != endpoint))
 
 
-@when("the master that is the API's endpoint loses its power")
+@when("the master that the API is named after loses its power")
 def endpoint_cut(power: Power, environment: Environment) -> None:
     """The one that every node knows the API by."""
     cut(power, environment.machine(environment.kubernetes.control_plane_endpoint))

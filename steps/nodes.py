@@ -176,7 +176,7 @@ def in_container(host: Any) -> bool:
 
 
 def memory_seen(host: Any) -> tuple[float, bool]:
-    """MiB of memory that the guest sees, and whether it is a container."""
+    """MiB of memory that the guest sees, and whether it is a container; raises ValueError where it tells nothing."""
     kib = re.search(r"^MemTotal:\s+(\d+) kB", host.file("/proc/meminfo").content_string, re.MULTILINE)
     if not kib:
         raise ValueError("/proc/meminfo names no MemTotal")

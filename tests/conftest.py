@@ -1,3 +1,27 @@
 """What the tests of this code share."""
 
+import os
+from functools import cache
+
+import pytest
+
+from lab import provider
+from lab.lock import live_owner
+from lab.paths import Paths
+
 pytest_plugins = ["pytester"]
+
+
+@cache
+def lacking() -> str:
+    """What keeps the lab from running on this machine, as the doctor says it; empty where it runs."""
+    paths = Paths.default()
+    if os.geteuid() == 0 and live_owner(paths):
+        return ""
+    return " ".join(provider.misses(paths))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test of the lab itself is skipped where there can be none, and says what it lacks."""
+    if item.get_closest_marker("lab") and (told := lacking()):
+        pytest.skip(told)

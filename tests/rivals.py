@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,8 +80,24 @@ def vegetas(url: str, rate: float, duration_s: float, *, keep: bool = False, cor
     )
 
 
-def ours(url: str, rate: float, duration_s: float, *, keep: bool = False, workers: int = 1) -> Summary:
-    """One run of ours at a constant rate; raises Incomplete."""
+@contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """What this thread starts runs on that core only, as `taskset` has it for the others."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before if core is None else {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def ours(
+    url: str, rate: float, duration_s: float, *, keep: bool = False, workers: int = 1, core: int | None = None
+) -> Summary:
+    """One run of ours at a constant rate, its master and its workers on one core where one is given.
+
+    Raises Incomplete, and Refused where nobody was sent.
+    """
     plan = Plan(
         url=url,  # type: ignore[arg-type]
         segments=segments(Shape.CONSTANT, rate, duration_s),
@@ -97,7 +114,7 @@ def ours(url: str, rate: float, duration_s: float, *, keep: bool = False, worker
         workers=workers,
         weights={"page": 1},
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, on_core(core):
         run(plan, described, Path(folder) / "run", lambda _: None)
         return summary(read(Path(folder) / "run"))
 
@@ -138,11 +155,12 @@ def highest(delivered: Callable[[float], bool]) -> float:
 
 
 def our_highest(url: str) -> float:
-    """Of one worker with kept connections: whatever is not delivered in time voids a trial."""
+    """Of one worker with kept connections, on one core: whatever is not delivered in time voids a trial."""
 
     def delivered(rate: float) -> bool:
         try:
-            return not ours(url, rate, TRIAL_S, keep=True).void
+            said = ours(url, rate, TRIAL_S, keep=True, core=CORES["generator"])
+            return not (said.void or said.failed)
         except Incomplete:
             return False
 
@@ -167,7 +185,7 @@ def maximum() -> dict[str, float]:
 def added(rate: float) -> dict[str, float]:
     """p99 in milliseconds of an answer that takes no time, at `rate`: by ours and by vegeta, one after the other."""
     with answering(core=CORES["answers"]) as (url, _):
-        found = ours(url, rate, TRIAL_S, keep=True)
+        found = ours(url, rate, TRIAL_S, keep=True, core=CORES["generator"])
         beside = vegetas(url, rate, TRIAL_S, keep=True, core=CORES["generator"])
     return {"haproof": found.percentiles_ms[99.0], "vegeta": beside.percentiles_ms[99.0]}
 

@@ -28,7 +28,8 @@ from chaos.history import (
 from chaos.judgement import judge
 from chaos.outage import Outage
 
-INTERVALS_S = dict.fromkeys(("vip", "sql", "ndb", "nfs", "public", "pod/a", "pod/b"), 0.1)
+LAYERS = ("vip", "sql", "ndb", "nfs", "public", "pod/a", "pod/b", "page/vip", "page/public")
+INTERVALS_S = dict.fromkeys(LAYERS, 0.1)
 HEADER = Header(drill="d", environment="lab", seed=1, command="python -m chaos", at_s=0.0, intervals_s=INTERVALS_S)
 PHASES: Sequence[tuple[str, float]] = (
     ("steady", 0.0), ("fault", 10.0), ("redundancy", 31.0), ("verification", 36.0), ("end", 40.0),
@@ -55,6 +56,10 @@ def probes(layer: str, down: tuple[float, float] | None = DOWN, until_s: float =
         )
 
 
+def probes_without(layer: str, since_s: float, until_s: float) -> list[Probe]:
+    return [probe for probe in probes(layer, None) if not since_s <= probe.intended_s < until_s]
+
+
 def writes(*names: str, error: str = "") -> list[Write]:
     return [Write(sort="row", name=n, digest=n, intended_s=5.0, started_s=5.0, ended_s=5.1, error=error) for n in names]
 
@@ -68,8 +73,8 @@ def history(*events: Iterable[Event], phases: Sequence[tuple[str, float]] = PHAS
     return History([HEADER, *marks, *(event for some in events for event in some)])
 
 
-def budget(seconds: float, layer: str = "vip") -> list[Event]:
-    return [Allowed(layer=layer, seconds=seconds, formula="4 x 1.5 s")]
+def budget(seconds: float, layer: str = "vip", **more: float) -> list[Event]:
+    return [Allowed.model_validate({"layer": layer, "seconds": seconds, "formula": "4 x 1.5 s", **more})]
 
 
 def test_an_outage_within_its_budget_is_proven() -> None:
@@ -83,6 +88,63 @@ def test_an_outage_beyond_its_budget_is_refuted_with_both_figures() -> None:
     said = judge(history(life(), probes("vip"), budget(4), writes("a"), there("a")))
     assert said.finding.verdict is Verdict.REFUTED
     assert "back after 6.1 s (± 0.10 s) of 4.0 s: 4 x 1.5 s" in said.finding.reason
+
+
+def failing(*down: tuple[float, float], share: int = 1, layer: str = "vip") -> list[Probe]:
+    """Meanwhile every `share`-th question fails."""
+    return [
+        probe.model_copy(update={"error": "TimeoutError"})
+        if number % share == 0 and any(since_s <= probe.intended_s < until_s for since_s, until_s in down)
+        else probe
+        for number, probe in enumerate(probes(layer, None))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "down", "told"),
+    [
+        (budget(7), [(12, 18)], ""),
+        # The heal begins at 29.7 s: each phase for itself is within its budget, and both together are not.
+        (budget(7), [(12, 18), (30, 35)], "failed, before and after the heal, for 10.8 s"),
+        (budget(7, back_s=5.5), [(12, 18), (30, 35)], ""),
+        (budget(20, held_s=18), [(12, 29)], ""),
+        (budget(20, held_s=18), [(12, 13), (34, 35)], "was back, once healed, after 5.3 s (± 0.10 s) of 2.0 s"),
+        (budget(20, back_s=6), [(34, 35)], ""),
+        (budget(20, total_s=5), [(12, 18)], "answered nobody for 6.0 s (± 0.10 s) of 5.0 s"),
+        (budget(20, total_s=5), [(12, 16), (30, 34)], ""),
+    ],
+)
+def test_each_phase_keeps_to_its_own_budget_and_both_to_one(
+    allowed: list[Event], down: list[tuple[float, float]], told: str
+) -> None:
+    said = judge(history(life(), failing(*down), allowed, writes("a"), there("a")))
+    assert said.finding.verdict is (Verdict.REFUTED if told else Verdict.PROVEN)
+    assert told in said.finding.reason
+
+
+def test_failing_one_in_three_is_judged_apart_from_answering_nobody() -> None:
+    some = history(life(), failing((12, 29), share=3), budget(20, total_s=5), writes("a"), there("a"))
+    assert judge(some).finding.verdict is Verdict.PROVEN
+    assert [outage.total for outage in judge(some).layers[0].outages] == [False]
+
+
+def test_every_turn_has_the_whole_budget() -> None:
+    both = [*life(11.0, 16.0), *life(22.0, 27.0)]
+    said = judge(history(both, failing((11.1, 15), (22.1, 26)), budget(4.5), writes("a"), there("a")))
+    assert said.finding.verdict is Verdict.PROVEN
+
+
+def test_a_whole_page_is_waited_for_longer_than_an_answer() -> None:
+    def held(layer: str) -> list[Event]:
+        waiting = [
+            p.model_copy(update={"ended_s": max(p.ended_s, 18.0)}) if 12 <= p.intended_s < 18 else p
+            for p in probes(layer, None)
+        ]
+        return [*waiting, *budget(0, layer)]
+
+    written = (writes("a"), there("a"))
+    assert judge(history(life(), held("vip"), *written)).finding.verdict is Verdict.REFUTED
+    assert judge(history(life(), held("page/vip"), *written)).finding.verdict is Verdict.PROVEN
 
 
 def test_flaps_count_until_the_last_of_them() -> None:
@@ -126,6 +188,10 @@ def test_a_write_that_was_not_acknowledged_may_be_there_or_not() -> None:
         ([life()], "no layer was asked"),
         ([life(), probes("vip", None, until_s=3)], "too few"),
         ([life(), probes("vip", (2.0, 3.0))], "failed before"),
+        ([life(), probes("sql"), budget(7)], "vip was never asked"),
+        ([life(), probes("vip", None, until_s=11), budget(7)], "vip was asked nothing for 24.1 s from 11.9 s on"),
+        ([life(), probes("vip", until_s=29), budget(7)], "vip was asked nothing for 7.1 s from 28.9 s on"),
+        ([life(), probes_without("vip", 20, 25), budget(7)], "vip was asked nothing for 5.1 s from 19.9 s on"),
         ([life(), probes("vip"), writes("a", error="OSError")], "none could be lost"),
         ([life(), probes("vip"), [Aborted(reason="SSH was lost", at_s=39.0)]], "SSH was lost"),
     ],
@@ -175,6 +241,65 @@ def test_a_write_that_waits_is_an_outage_of_writing_while_reading_goes_on() -> N
     assert said.finding.verdict is Verdict.PROVEN
 
 
+def test_a_write_that_never_came_back_is_an_outage_to_its_end() -> None:
+    header = HEADER.model_copy(update={"intervals_s": {"write/row": 0.1}})
+    rows = [write_at(number / 10) for number in range(150)]
+    hung = write_at(15.0).model_copy(update={"ended_s": 39.0, "error": "TimeoutError"})
+    events = history(life(), [*rows, hung], budget(7, "write/row")).events
+    said = judge(History([header, *events[1:]]))
+    assert said.layers[0].restored_s == pytest.approx(40 - 11.9, abs=0.2)
+
+
+def write_at(at_s: float) -> Write:
+    return Write(sort="row", name=f"at {at_s}", digest="d", intended_s=at_s, started_s=at_s, ended_s=at_s + 0.005)
+
+
+@pytest.mark.parametrize(
+    ("at_s", "takes_data", "down", "unsaved"),
+    [
+        (8.0, True, None, False),  # long in a checkpoint
+        (10.5, True, None, True),
+        (10.5, False, None, False),  # a strike that leaves the data where they are
+        (12.0, True, None, True),  # it strikes from 11.9 to 12.1 s
+        (13.0, True, None, False),  # written after it, to somebody who holds it still
+        (13.0, True, (14.0, 18.0), True),  # those that were left gave up only then
+        (20.0, True, (14.0, 18.0), False),
+    ],
+)
+def test_only_what_was_written_just_before_the_data_went_may_be_lost(
+    at_s: float, takes_data: bool, down: tuple[float, float] | None, unsaved: bool
+) -> None:
+    header = HEADER.model_copy(update={"intervals_s": {"write/row": 0.1}, "loss_window_s": 2.0})
+    struck = [fault.model_copy(update={"takes_data": takes_data}) for fault in life()]
+    rows = [
+        write_at(p.intended_s).model_copy(update={"error": p.error, "ended_s": p.ended_s})
+        for p in probes("write/row", down)
+    ]
+    found = [Found(sort="row", name=row.name, digest="d") for row in rows if row.name != f"at {at_s}"]
+    said = judge(History([header, *history(struck, rows, found).events[1:]]))
+    assert bool(said.writes[0].unsaved) is unsaved
+    assert bool(said.writes[0].lost) is not unsaved
+
+
+def test_of_several_blows_only_that_which_takes_the_data_away_excuses_their_loss() -> None:
+    """As of the arbitrator's trap: the management node, and then a data node."""
+    header = HEADER.model_copy(update={"loss_window_s": 2.0})
+    second = [f.model_copy(update={"takes_data": True, "name": "hang"}) for f in life(20.0)]
+    lost = [write_at(12.0), write_at(19.0)]
+    said = judge(History([header, *history(life(), second, lost, probes("sql")).events[1:]]))
+    assert (said.writes[0].lost, said.writes[0].unsaved) == (("at 12.0",), ("at 19.0",))
+
+
+def test_a_judge_that_fails_has_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("vip")
+
+    monkeypatch.setattr("chaos.judgement.of_history", fail)
+    said = judge(history(life(), probes("vip"), budget(7)))
+    assert said.finding.verdict is Verdict.UNKNOWN
+    assert "the judge itself failed: KeyError: 'vip'" in said.finding.reason
+
+
 def test_an_outage_is_owed_to_the_innermost_layer_that_failed_with_it() -> None:
     layers = [probes(layer) for layer in ("public", "vip", "pod/a", "sql", "ndb")]
     said = judge(history(life(), *layers, probes("pod/b", None), probes("nfs", None)))
@@ -183,12 +308,29 @@ def test_an_outage_is_owed_to_the_innermost_layer_that_failed_with_it() -> None:
                     "ndb": (("ndb",),), "pod/b": (), "nfs": ()}  # fmt: skip
 
 
-def test_detection_is_the_first_change_after_the_fault() -> None:
-    seen = [
-        Seen(subject="srvdbm01", state="connected", at_s=5.0),
-        Seen(subject="srvdbm01", state="away", at_s=17.9),
-    ]
-    assert judge(history(life(), probes("vip"), seen)).detected_s == pytest.approx(6.0)
+def test_a_page_is_owed_to_the_database_that_an_address_does_without() -> None:
+    layers = [probes(layer) for layer in ("page/public", "page/vip", "sql")]
+    said = judge(history(life(), *layers, probes("vip", None), probes("public", None)))
+    assert {layer.layer: layer.owed_to for layer in said.layers if layer.outages} == dict.fromkeys(
+        ("page/public", "page/vip", "sql"), (("sql",),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "detected_s"),
+    [
+        ([("database", 5.0, "whole"), ("database", 17.9, "away: srvdbm01")], 6.0),
+        ([("machines", 5.0, "whole"), ("machines", 12.9, "away: srvdbm01")], None),  # the hypervisor's own word
+        ([("site", 5.0, "whole"), ("site", 12.9, "no answer: OSError"), ("site", 13.9, "HTTP 500")], None),
+        ([("nodes", 5.0, "whole"), ("nodes", 12.9, "no answer: ApiException"), ("nodes", 20.0, "whole")], None),
+        ([("announcer", 13.0, "srvk8s-worker02")], None),  # told for the first time, and as it was before
+    ],
+)
+def test_detection_is_the_first_change_that_the_targets_own_parts_tell_of(
+    told: list[tuple[str, float, str]], detected_s: float | None
+) -> None:
+    seen = [Seen(subject=subject, state=state, at_s=at_s) for subject, at_s, state in told]
+    assert judge(history(life(), probes("vip"), seen)).detected_s == (detected_s and pytest.approx(detected_s))
 
 
 def test_a_history_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes.client import V1Toleration
 
-from chaos.target import CANDIDATES, Facts, NoSuchTarget, select
+from chaos.target import CANDIDATES, Facts, NobodyNow, NoSuchTarget, select
 from chaos.timers import (
     Timers,
     address_takeover,
@@ -84,7 +84,13 @@ def test_a_part_that_nobody_has_is_no_target() -> None:
 
 @pytest.mark.parametrize("words", CANDIDATES)
 def test_whatever_can_be_said_can_be_struck(words: str) -> None:
-    assert select(words, FACTS, seed=3)
+    announcing = replace(FACTS, announcer=FACTS.endpoint) if words == "API endpoint that announces" else FACTS
+    assert select(words, announcing, seed=3)
+
+
+def test_an_endpoint_that_does_not_announce_is_nobody_and_who_does_is_told() -> None:
+    with pytest.raises(NobodyNow, match=r"there is none .*announcer: srvk8s-worker02"):
+        select("API endpoint that announces", FACTS, 0)
 
 
 def test_budgets_are_the_sums_of_their_timers() -> None:

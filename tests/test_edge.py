@@ -145,6 +145,59 @@ def id_of(account: Account) -> str:
     return account.policies()["haproof-lab people"].id
 
 
+def google_of(edge: LiveEdge, tmp_path: Path, client_id: str) -> Account:
+    """The account of an environment whose people also log in by Google."""
+    (tmp_path / "google").write_text("the client's secret")
+    described = {"client_id": client_id, "client_secret": f"file:{tmp_path}/google"}
+    return Account(edge.described(google=described, admin_emails=(), admin_domains=("example.org",)))
+
+
+def test_google_and_a_domain_are_declared_beside_the_pin(edge: LiveEdge, state: State, tmp_path: Path) -> None:
+    account = google_of(edge, tmp_path, "one")
+    action = AccessDeclared(account, state)
+    assert {"identity provider onetimepin", "identity provider google"} <= set(converge(action))
+    assert converge(action) == []
+    id_, client = account.google("haproof-lab Google") or ("", "")
+    assert client == "one"
+    application = account.application("haproof-lab administration")
+    assert application
+    assert application.providers == (account.providers()["onetimepin"], id_)
+    assert account.policies()["haproof-lab people"].include == ({"email_domain": {"domain": "example.org"}},)
+    (kept,) = [found for found in Store(edge.state / "edge").all("identity_providers") if found["type"] == "google"]
+    assert kept["config"] == {"client_id": "one", "client_secret": "the client's secret"}
+
+
+def test_another_client_of_google_takes_the_place_of_the_first(edge: LiveEdge, state: State, tmp_path: Path) -> None:
+    converge(AccessDeclared(google_of(edge, tmp_path, "one"), state))
+    account = google_of(edge, tmp_path, "another")
+    first = account.google("haproof-lab Google")
+    assert first
+    assert converge(AccessDeclared(account, state)) == ["identity provider google"]
+    assert account.google("haproof-lab Google") == (first[0], "another")
+    assert converge(AccessDeclared(account, state)) == []
+
+
+def test_somebody_elses_google_is_left_alone(edge: LiveEdge, state: State, tmp_path: Path) -> None:
+    account = google_of(edge, tmp_path, "ours")
+    theirs = account.make_provider("google", "Google", {"client_id": "theirs", "client_secret": "x"})
+    action = AccessDeclared(account, state)
+    converge(action)
+    assert converge(action) == []
+    assert account.google("Google") == (theirs, "theirs")
+    application = account.application("haproof-lab administration")
+    assert application
+    assert theirs not in application.providers
+
+
+@pytest.mark.parametrize(("address", "comes"), [("anybody@example.org", True), ("anybody@sub.example.org", False)])
+def test_whoever_is_of_an_admitted_domain_gets_a_pin(
+    edge: LiveEdge, state: State, tmp_path: Path, address: str, comes: bool
+) -> None:
+    account = google_of(edge, tmp_path, "one")
+    converge(AccessDeclared(account, state), TunnelDeclared(account))
+    assert (asked(edge, address)[1] is not None) is comes
+
+
 def test_a_lost_service_token_is_made_anew(declared: Account, state: State) -> None:
     state.service_token.unlink()
     assert converge(AccessDeclared(declared, state)) == ["service token haproof-lab suite"]
@@ -221,7 +274,7 @@ HURRY = {"retry-after-ms": "10"}
 
 
 def test_every_call_and_answer_keeps_to_cloudflares_own_schema(
-    edge: LiveEdge, state: State, monkeypatch: pytest.MonkeyPatch
+    edge: LiveEdge, state: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if not CONTRACT.exists():
         pytest.skip(f"Cloudflare's schema is not part of this repository and there is none at {CONTRACT}")
@@ -238,7 +291,8 @@ def test_every_call_and_answer_keeps_to_cloudflares_own_schema(
     )
     strict = partial(cloudflare.Cloudflare, _strict_response_validation=True)
     monkeypatch.setattr(provisioning.account, "Cloudflare", strict)
-    account = Account(edge.environment)
+    converge(AccessDeclared(google_of(edge, tmp_path, "one"), state))
+    account = google_of(edge, tmp_path, "another")
     converge(AccessDeclared(account, state), TunnelDeclared(account))
     state.service_token.unlink()
     account.set_policy(Policy("haproof-lab people", "allow", ({"everyone": {}},), id_of(account)))
@@ -247,7 +301,7 @@ def test_every_call_and_answer_keeps_to_cloudflares_own_schema(
     converge(AccessDeclared(account, state), TunnelDeclared(account))
     schema = OpenAPI.from_dict(json.loads(gzip.decompress(CONTRACT.read_bytes())))
     known = {(r.request.method, re.sub(r"[0-9a-f-]{32,36}", "ID", r.request.url.path)) for r in exchanges}
-    assert len(known) >= 19
+    assert len(known) >= 20
     faults = [fault for response in exchanges for fault in schema_faults(schema, response)]
     assert not faults, "\n".join(faults)
 
@@ -479,6 +533,19 @@ def test_a_pin_and_a_proof_have_their_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert logins.redeem(proof, "other.example.org") is None
     assert logins.redeem(proof, HOST)
     assert logins.redeem(proof, HOST) is None
+
+
+def test_a_pin_that_has_grown_old_is_refused_and_others_are_not(site: LiveEdge) -> None:
+    """By the mailbox's own way to let ten minutes pass."""
+    mailbox = site.environment.edge.mailbox
+    assert mailbox
+    letters = Letters(mailbox, site.ca)
+    for older_s, accepted in ((PIN_LIFE_S - 60, True), (PIN_LIFE_S, False)):
+        login, pin = asked(site)
+        assert pin
+        letters.age("another@example.org", PIN_LIFE_S)
+        letters.age(ADMIN, older_s)
+        assert bool(login.enter(pin)) is accepted
 
 
 def test_a_login_leads_to_its_own_host_only(site: LiveEdge) -> None:

@@ -1,16 +1,28 @@
 """An environment file is read whole, or every fault of it is told at once."""
 
 import tomllib
+from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_ssh_private_key,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from environments.load import EnvironmentInvalid, find, load, require_secrets
+from environments.faults import admits
+from environments.load import EnvironmentInvalid, find, load, require_files
 from environments.model import Environment, Role
 from environments.secret import SecretRef
+from lab import certificates, credentials
+from lab.supervisor import ensure_ssh_key
 
 SECRET = "s3cr3t-that-must-not-show"
 # Where lab.toml may differ from seed.toml: where things come from, and whether breaking is allowed.
@@ -55,6 +67,7 @@ SOURCES = {
     "edge.mailbox",
     "edge.mailbox.url",
     "edge.mailbox.token",
+    "edge.mailbox.ages",
     "edge.packages.url",
     "edge.packages.key_url",
     "edge.packages.suite",
@@ -160,6 +173,18 @@ def test_lab_and_seed_differ_only_in_where_things_come_from() -> None:
             "srv-tunnel01",
         ),
         ('"file:/var/lib/haproof-lab/id_ed25519"', '"env:KEY"', "ssh.private_key", "file:PATH"),
+        ("replicas = 2", "replicas = 3", "ndb.replicas", "does not divide the 2 machines"),
+        ('clients = "172.31.0.0/24"', 'clients = "172.31.0.20/31"', "nfs.clients", "leaves out srvk8s-worker02"),
+        ('"172.31.0.%"', '"10.%"', "wordpress.database_clients", "leaves out srvk8s-worker01"),
+        ('"172.31.0.%"', '"172.31.0._1"', "wordpress.database_clients", "leaves out srvdbm-sql01"),
+        ('"172.31.0.%"', '"172.31.0.0/25.5.5"', "wordpress.database_clients", "netmask"),
+        ('admin_emails = ["editor@example.org"]', "", "edge.admin_emails", "names nobody"),
+        (
+            "{ read = 80, search = 10, comment = 2, edit = 3, publish = 3, upload = 2 }",
+            "{ read = 0 }",
+            "load.weights",
+            "one weight above 0",
+        ),
     ],
 )
 def test_a_fault_names_file_key_and_what_was_expected(
@@ -168,6 +193,52 @@ def test_a_fault_names_file_key_and_what_was_expected(
     message = str(broken(tmp_path, text, (old, new)))
     told = [line for line in message.splitlines() if f"broken.toml: {key}: " in line]
     assert any(expected in line for line in told), message
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_part_that_no_machine_has_is_a_fault(tmp_path: Path, text: str, role: Role) -> None:
+    other = Role.NFS if role is not Role.NFS else Role.TUNNEL
+    named = f'role = "{role}"'
+    error = broken(tmp_path, text, *[(named, f'role = "{other}"')] * text.count(named))
+    told = [fault.expected for fault in error.faults if fault.key == "machines"]
+    assert told == [f"none has the role {role}; expected at least one"]
+
+
+def test_a_role_that_is_only_misspelled_is_not_told_as_missing(tmp_path: Path, text: str) -> None:
+    error = broken(tmp_path, text, ('role = "nfs"', 'role = "nsf"'))
+    assert [fault.key for fault in error.faults] == ["machines[9].role"]
+
+
+def test_as_many_data_nodes_as_make_whole_groups_are_no_fault(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "single.toml"
+    path.write_text(text.replace("replicas = 2", "replicas = 1"))
+    assert load(path).ndb.replicas == 1
+
+
+def test_domains_may_administer_without_addresses(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "domains.toml"
+    path.write_text(text.replace('admin_emails = ["editor@example.org"]', 'admin_domains = ["example.org"]'))
+    assert load(path).edge.admin_domains == ("example.org",)
+
+
+@pytest.mark.parametrize(
+    ("clients", "admitted"),
+    [
+        ("172.31.0.%", True),
+        ("%", True),
+        ("172.31.0.2_", True),
+        ("172.31.0.0/255.255.255.0", True),
+        ("172.31.0.0/24", True),
+        ("172.31.0.21", True),
+        ("172.31.0.2", False),
+        ("172.31.0._", False),
+        ("172.31.1.%", False),
+        ("172x31.0.%", False),
+        ("10.20.20.0/24", False),
+    ],
+)
+def test_whom_the_database_lets_in(clients: str, admitted: bool) -> None:
+    assert admits(clients, IPv4Address("172.31.0.21")) is admitted
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path, text: str) -> None:
@@ -198,7 +269,54 @@ def test_a_provided_hypervisors_secrets_are_looked_for_when_it_is_up(tmp_path: P
     path.write_text(text.replace("/var/lib/haproof-lab/", f"{tmp_path}/"))
     environment = load(path)
     with pytest.raises(EnvironmentInvalid, match="api-token cannot be read"):
-        require_secrets(environment, path)
+        require_files(environment, path)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, text: str) -> Path:
+    """The lab's environment whose secrets, key and certificates are files that can be used, in a folder of the test."""
+    credentials.ensure(tmp_path)
+    certificates.ensure_token(tmp_path)
+    ensure_ssh_key(tmp_path / "id_ed25519")
+    for folder in (tmp_path, tmp_path / "edge"):
+        certificates.ensure(folder, ["127.0.0.1"])
+    path = tmp_path / "outside.toml"
+    path.write_text(text.replace("/var/lib/haproof-lab/", f"{tmp_path}/"))
+    return path
+
+
+def test_files_that_can_be_used_are_no_fault(outside: Path) -> None:
+    require_files(load(outside), outside)
+
+
+def with_a_passphrase(key: Path) -> None:
+    """The key as its owner may have it."""
+    held = load_ssh_private_key(key.read_bytes(), None)
+    assert isinstance(held, Ed25519PrivateKey)
+    key.write_bytes(held.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, BestAvailableEncryption(SECRET.encode())))
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "key", "expected"),
+    [
+        ("pve-root-ca.pem", Path.unlink, "hypervisor.ca", "No such file"),
+        ("edge/pve-root-ca.pem", Path.unlink, "edge.ca", "No such file"),
+        ("edge/pve-root-ca.pem", lambda path: path.write_text("no certificate"), "edge.ca", "certificates in PEM"),
+        ("id_ed25519", Path.unlink, "ssh.private_key", "cannot be read"),
+        ("id_ed25519", with_a_passphrase, "ssh.private_key", "without a passphrase"),
+        ("id_ed25519", lambda path: path.write_text("no key"), "ssh.private_key", "OpenSSH's form"),
+        ("api-token", lambda path: path.write_bytes(b"\xff\xfe"), "hypervisor.token", "is no text"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_a_fault_of_its_key(
+    outside: Path, file: str, spoil: Callable[[Path], object], key: str, expected: str
+) -> None:
+    path = outside.parent / file
+    spoil(path)
+    with pytest.raises(EnvironmentInvalid) as raised:
+        require_files(load(outside), outside)
+    (fault,) = raised.value.faults
+    assert (fault.key, str(path) in fault.expected, expected in fault.expected) == (key, True, True), fault
 
 
 def test_a_secrets_value_shows_nowhere(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
-"""House rules of the features, and what is made of their outcomes."""
+"""What is made of the features' outcomes, the command that runs them, and what steps make of what they read."""
 
-import ast
-import configparser
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,9 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pytest_bdd.steps import StepFunctionContext, step_function_context_registry
 
-from certificate.promises import Promise, evidence, read, tags_of, templates
+from certificate.promises import Promise, templates
 from certificate.verdict import NOT_SELECTED, Finding, NotExercised, Verdict, of_error, of_promise, weightiest
 from chaos import timers
 from chaos.drills import DRILLS
@@ -27,63 +23,15 @@ from steps.complaints import none_of
 from steps.namespaces import run_by
 
 ROOT = Path(__file__).parent.parent
-FEATURES = ROOT / "features"
-SCENARIOS = templates(FEATURES)
-PROMISES = read(FEATURES / "promises.toml")
-LAYERS = set(re.findall(r"^ *(\w+): layer - ", (ROOT / "pytest.ini").read_text(), re.MULTILINE))
-IDS = [*(f"P{number}" for number in range(1, 14)), *(f"M{number}" for number in range(1, 5))]
+SCENARIOS = templates(ROOT / "features")
 
 
-def each_scenario() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+# Verdicts
 
 
-def step_modules() -> list[ast.Module]:
-    return [ast.parse(path.read_text(), str(path)) for path in (ROOT / "steps").glob("*.py")]
-
-
-def step_definitions() -> list[StepFunctionContext]:
-    return [
-        context
-        for context in step_function_context_registry.values()
-        if context.step_func.__module__.startswith("steps.")
-    ]
-
-
-# House rules
-
-
-def test_the_promises_are_those_of_the_document() -> None:
-    assert [promise.id for promise in PROMISES] == IDS
-
-
-@each_scenario()
-def test_every_scenario_is_evidence_for_a_promise(scenario: Any) -> None:
-    assert tags_of(scenario) & set(IDS)
-
-
-@each_scenario()
-def test_every_scenario_has_one_layer_and_one_manner(scenario: Any) -> None:
-    assert len(tags_of(scenario) & LAYERS) == 1
-    assert len(tags_of(scenario) & {"acceptance", "disruptive", "drill"}) == 1
-
-
-@each_scenario()
-def test_every_feature_opens_with_the_promises_it_checks(scenario: Any) -> None:
-    cited = scenario.feature.description.replace(",", " ").replace(":", " ").replace(".", " ").split()
-    assert tags_of(scenario) & set(IDS) <= set(cited)
-
-
-@each_scenario()
-def test_scenarios_are_short(scenario: Any) -> None:
-    background = len(scenario.all_background_steps)
-    assert background <= 4
-    assert 1 <= len(scenario.steps) - background <= 5
-
-
-def test_a_promise_without_scenario_is_not_built() -> None:
-    tagged = evidence(PROMISES, SCENARIOS)
-    assert [promise.id for promise in PROMISES if promise.built and not tagged[promise.id]] == []
+BUILT = Promise(id="P4", text="", layer="", built=True)
+UNBUILT = Promise(id="P1", text="", layer="", built=False, reason="not drilled")
+HELD = Finding(Verdict.PROVEN)
 
 
 def test_a_promise_whose_limit_is_shown_is_refuted_by_it() -> None:
@@ -95,55 +43,6 @@ def test_a_promise_whose_limit_is_shown_is_refuted_by_it() -> None:
 def test_a_promise_that_is_not_built_says_why() -> None:
     with pytest.raises(ValueError, match="P1: expected a reason"):
         Promise(id="P1", text="", layer="", built=False)
-
-
-def test_every_tag_is_a_registered_marker() -> None:
-    ini = configparser.ConfigParser()
-    ini.read(ROOT / "pytest.ini")
-    markers = {line.partition(":")[0] for line in ini["pytest"]["markers"].split("\n") if line}
-    assert {tag for scenario in SCENARIOS for tag in tags_of(scenario)} <= markers
-    assert set(IDS) <= markers
-
-
-@each_scenario()
-def test_every_step_is_defined(scenario: Any) -> None:
-    for step in scenario.steps:
-        fitting = [d for d in step_definitions() if d.type == step.type and d.parser.is_matching(step.name)]
-        assert len(fitting) == 1, f"{step.type} {step.name}"
-
-
-def test_every_step_definition_is_used() -> None:
-    steps = [(step.type, step.name) for scenario in SCENARIOS for step in scenario.steps]
-    unused = [
-        definition.parser.name
-        for definition in step_definitions()
-        if not any(type_ == definition.type and definition.parser.is_matching(name) for type_, name in steps)
-    ]
-    assert unused == []
-
-
-def test_no_step_is_async() -> None:
-    """pytest-bdd never awaits one: it would pass whatever it says."""
-    nodes_of_all = [node for module in step_modules() for node in ast.walk(module)]
-    assert [node.name for node in nodes_of_all if isinstance(node, ast.AsyncFunctionDef)] == []
-
-
-def test_no_step_sleeps() -> None:
-    names = [
-        node.attr if isinstance(node, ast.Attribute) else node.id
-        for module in step_modules()
-        for node in ast.walk(module)
-        if isinstance(node, ast.Attribute | ast.Name)
-    ]
-    assert "sleep" not in names
-
-
-# Verdicts
-
-
-BUILT = Promise(id="P4", text="", layer="", built=True)
-UNBUILT = Promise(id="P1", text="", layer="", built=False, reason="not drilled")
-HELD = Finding(Verdict.PROVEN)
 
 
 def test_only_an_assertion_of_a_step_refutes() -> None:

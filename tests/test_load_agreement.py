@@ -1,12 +1,15 @@
 """Ours and vegeta ask one site at once, and say the same of it: also when it stands still for three seconds."""
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from tests.answers import STALL_S, answering
-from tests.rivals import PERCENTILES, both, ratios
+from tests.rivals import PERCENTILES, both, on_core, ratios
 
 RATE, DURATION_S = 40.0, 15.0
 # A page's time in milliseconds: most are quick, some are slow, a few are very slow.
@@ -25,3 +28,12 @@ def test_ours_and_vegeta_agree(*, stalled: bool) -> None:
     assert ratios(mine, theirs) == {f"p{p:g}": pytest.approx(1, abs=0.1) for p in PERCENTILES}
     # The stall is in the figures: one who asked as it began waited for all of it.
     assert (mine.max_ms > 900 * STALL_S) is stalled
+
+
+def test_each_rival_has_one_core_and_ours_no_more() -> None:
+    asked = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    with on_core(core):
+        assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == str({core})
+    assert os.sched_getaffinity(0) == before

@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from load import report, usl
+from load import capacity_report, report
 from load.record import Mark, Sample
-from load.report import Searched
 from tests.test_certificate import finished
-from tests.test_load import HEADER, a_minute, recorded
+from tests.test_load import a_minute, kept, recorded, searched
 
 CHROMIUM = shutil.which("chromium") or ""
 WIDTH_PX = 360
+FONT_PX = 10.5  # the least that is read at arm's length
+# Of every word in a picture, as it is on the screen: its own size, by how far the picture is drawn out.
+WORDS_PX = """[...document.querySelectorAll('svg text')].map(
+    each => parseFloat(getComputedStyle(each).fontSize) * Math.hypot(each.getScreenCTM().a, each.getScreenCTM().b))"""
+# Whatever is wider than the page scrolls within it.
+SCROLLING = """[...document.querySelectorAll('svg, table')].map(each => each.parentElement).every(
+    each => ['auto', 'scroll'].includes(getComputedStyle(each).overflowX) && each.clientWidth <= innerWidth)"""
 PAGES = ("certificate", "load", "capacity")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make setup")
 
@@ -38,14 +44,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     samples = [Sample(at_s=at, machine=f"srvk8s-worker0{at % 3 + 1}", cpu=0.2 * (at % 4)) for at in range(60)]
     recorded(folder / "load", a_minute(failed=3), *marks, *samples)
     report.write(folder / "load")
-    law = usl.Fit(30.0, 0.08, 0.002, 0, 0, 0)
-    points = tuple((law.throughput(n), n / law.throughput(n) * 1000, 3 * n) for n in (1.0, 2.0, 4.0, 8.0, 16.0))
-    found = [Searched(name, 25.0, 28.0, "p95 is 600 ms", "", points) for name in ("all is well", "a worker is down")]
-    (folder / "capacity.html").write_text(report.capacity_page(HEADER, found))
+    capacity_report.write(kept(folder / "capacity", searched(), searched("a worker is down", 17.0, 19.0)))
     return {
         "certificate": finished(folder) / "certificate.html",
         "load": folder / "load" / report.PAGE,
-        "capacity": folder / "capacity.html",
+        "capacity": folder / "capacity" / report.PAGE,
     }
 
 
@@ -65,15 +68,16 @@ def test_a_page_is_whole_by_itself_and_readable_on_a_telephone(
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         wide = page.evaluate("document.documentElement.scrollWidth")
         paper, ink = (page.evaluate(f"getComputedStyle(document.body).{of}") for of in ("backgroundColor", "color"))
-        drawn = page.evaluate("[...document.querySelectorAll('svg')].map(each => each.getBoundingClientRect().width)")
+        words_px, scrolling = page.evaluate(WORDS_PX), page.evaluate(SCROLLING)
         written = page.evaluate("[...document.querySelectorAll('svg text')].map(each => getComputedStyle(each).fill)")
     assert complaints == []
     assert wide <= WIDTH_PX
     assert (brightness(paper) < 0.5) is (scheme == "dark")
     assert abs(brightness(paper) - brightness(ink)) > 0.6
     assert {(brightness(fill) > 0.5) for fill in written} <= {scheme == "dark"}
-    assert all(0 < width <= WIDTH_PX for width in drawn)
-    assert bool(drawn) is (name != "certificate")
+    assert min(words_px, default=FONT_PX) >= FONT_PX
+    assert bool(words_px) is (name != "certificate")
+    assert scrolling
 
 
 def brightness(colour: str) -> float:

@@ -2,23 +2,47 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
+import requests
 import yaml
+from kubernetes.client.exceptions import ApiException
+from kubernetes.dynamic.exceptions import DynamicApiError
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import MaxRetryError
 
 from environments.load import find, load
-from environments.model import Environment
-from provisioning.action import ActionFailed, BuildFailed, bring_up
-from provisioning.addons import pool_documents
+from environments.model import Environment, Machine
+from environments.secret import SecretMissing
+from provisioning.action import ActionFailed, BuildFailed
+from provisioning.addons import CONFIG_DIGEST, StrictArp, digest_of, pool_documents
+from provisioning.build import bring_up
 from provisioning.cluster import comparable, unready_nodes
-from provisioning.hypervisor import Vm, owned
+from provisioning.hypervisor import Hypervisor, HypervisorError, Vm, owned
 from provisioning.kubeadm import JoinSecrets, as_yaml, cluster_documents, init_document, join_document
-from provisioning.machines import TEMPLATE_TAG, answers, checksum_of, config_changes, desired_config, refusals
+from provisioning.machines import (
+    TEMPLATE_TAG,
+    Machines,
+    MachinesShaped,
+    answers,
+    checksum_of,
+    config_changes,
+    desired_config,
+    disk_gib,
+    refusals,
+)
 from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.session import provider
 from provisioning.state import Busy, State
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -42,7 +66,7 @@ class Silent:
 class Step:
     """An action that is done once applied, or fails."""
 
-    def __init__(self, name: str, failure: ActionFailed | None = None) -> None:
+    def __init__(self, name: str, failure: Exception | None = None) -> None:
         self.name = name
         self.done = False
         self.failure = failure
@@ -81,6 +105,89 @@ def test_a_failure_names_action_machine_command_and_output_and_the_next_run_goes
     assert outcome.changes == {"first": (), "second": ("do second",), "third": ("do third",)}
 
 
+@pytest.mark.parametrize(
+    ("mishap", "told"),
+    [
+        (ApiException(403, "Forbidden"), "the Kubernetes API answers 403 Forbidden"),
+        (MaxRetryError(HTTPConnectionPool("m1"), "/", Exception("refused")), "MaxRetryError"),
+        (HypervisorError("it does not answer"), "it does not answer"),
+        (DeadlineExceeded("the task", 5, "running"), "last seen: running"),
+        (SecretMissing("the token is gone"), "the token is gone"),
+        (PermissionError(13, "Permission denied", "/root/x"), "/root/x"),
+        (ValueError("no JSON"), "no JSON"),
+        (yaml.YAMLError("no YAML"), "no YAML"),
+        (subprocess.TimeoutExpired("ssh-keygen", 5), "ssh-keygen"),
+        (requests.ConnectionError("no route"), "no route"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+@pytest.mark.parametrize("where", ["pending", "apply"])
+def test_what_the_target_does_to_an_action_is_told_as_its_failure(
+    monkeypatch: pytest.MonkeyPatch, where: str, mishap: Exception, told: str
+) -> None:
+    step = Step("second")
+    monkeypatch.setattr(step, where, mock.Mock(side_effect=mishap))
+    with pytest.raises(BuildFailed) as raised:
+        bring_up([Step("first"), step], Silent())
+    assert "stopped at “second”" in str(raised.value)
+    assert told in str(raised.value)
+    assert "go on from here" in str(raised.value)
+
+
+def test_the_kubernetes_api_is_quoted_without_its_headers() -> None:
+    answer = mock.Mock(status=409, reason="Conflict", data=b'{"message": "in use"}')
+    answer.getheaders.return_value = {"audit-id": "1"}
+    with pytest.raises(BuildFailed) as raised:
+        bring_up([Step("one", DynamicApiError(ApiException(http_resp=answer), "a traceback"))], Silent())
+    assert "answers 409 Conflict" in str(raised.value)
+    assert "in use" in str(raised.value)
+    assert not any(noise in str(raised.value) for noise in ("audit-id", "a traceback"))
+
+
+def test_a_mistake_of_ours_is_not_told_as_the_targets() -> None:
+    with pytest.raises(KeyError):
+        bring_up([Step("one", KeyError("x"))], Silent())
+
+
+def provision(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python -m provisioning` with nothing of this machine's but the path."""
+    command = [sys.executable, "-m", "provisioning", *options]
+    env = {"PATH": os.environ["PATH"], **variables}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_plan_without_secrets_says_which_ones_are_missing(tmp_path: Path) -> None:
+    done = provision("--env", "seed", "--plan", HOME=str(tmp_path))
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "edge.api_token",
+        "hypervisor.token",
+        "ssh.private_key",
+        "wordpress.admin_password",
+        "wordpress.database_password",
+    ]
+    assert "HAPROOF_PVE_TOKEN is not set; export it with the secret" in done.stderr
+
+
+def test_an_unknown_provider_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(find("lab").read_text().replace('provider = "lab"', 'provider = "nobody"'))
+    done = provision("--env", str(path), "--plan", HOME=str(tmp_path))
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "hypervisor.provider is “nobody”, and there is no module nobody.provider" in done.stderr
+
+
+def test_a_providers_own_missing_library_is_not_taken_for_an_unknown_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "halved").mkdir()
+    (tmp_path / "halved/provider.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        provider("halved")
+
+
 def test_poll_names_what_it_awaited_and_saw_last() -> None:
     def probe() -> bool:
         raise NotYet("2 of 3")
@@ -97,6 +204,13 @@ def test_poll_returns_what_it_found() -> None:
 def test_poll_passes_other_errors_on() -> None:
     with pytest.raises(ZeroDivisionError):
         poll("x", lambda: 1 / 0, timeout_s=5)
+
+
+PUBLIC_KEY, MAC = "ssh-ed25519 AAAA", "BC:24:11:00:00:01"
+
+
+def desired(environment: Environment, machine: Machine) -> dict[str, str]:
+    return desired_config(environment, machine, PUBLIC_KEY)
 
 
 def vm(vmid: int, name: str, *tags: str, template: bool = False) -> Vm:
@@ -193,6 +307,94 @@ def test_only_control_planes_get_the_certificate_key(environment: Environment) -
 def test_the_token_of_init_lives_for_minutes(environment: Environment) -> None:
     tokens = init_document(environment, environment.machine("srvk8s-master01"), "key")["bootstrapTokens"]
     assert tokens == [{"ttl": "15m"}], "kubeadm makes one that lives for a day where the list is empty"
+
+
+PROXY_CONFIG = "ipvs:\n  strictARP: {}\nmode: ''\n"
+
+
+def proxied(config: str, digest: str | None) -> tuple[Any, StrictArp]:
+    """A cluster whose kube-proxy has `config`, and was started with the one of `digest`."""
+    cluster = mock.Mock()
+    cluster.core.read_namespaced_config_map.return_value.data = {"config.conf": config}
+    template = cluster.apps.read_namespaced_daemon_set.return_value.spec.template
+    template.metadata.annotations = {CONFIG_DIGEST: digest} if digest else None
+    return cluster, StrictArp(cluster, lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("config", "digest", "pending"),
+    [
+        (PROXY_CONFIG.format("false"), None, "set strictARP"),
+        ("ipvs: null\n", None, "set strictARP"),
+        (PROXY_CONFIG.format("true"), None, "restart kube-proxy"),
+        (PROXY_CONFIG.format("true"), "of another", "restart kube-proxy"),
+        (PROXY_CONFIG.format("true"), digest_of(PROXY_CONFIG.format("true")), None),
+    ],
+)
+def test_kube_proxy_is_behind_until_it_was_started_with_strict_arp(
+    config: str, digest: str | None, pending: str | None
+) -> None:
+    lines = proxied(config, digest)[1].pending()
+    assert [line.startswith(pending) for line in lines] == [True] if pending else lines == []
+
+
+def test_strict_arp_is_settled_by_what_applying_it_writes() -> None:
+    cluster, action = proxied(PROXY_CONFIG.format("false"), None)
+    action.apply()
+    config = cluster.core.patch_namespaced_config_map.call_args.args[2]["data"]["config.conf"]
+    template = cluster.apps.patch_namespaced_daemon_set.call_args.args[2]["spec"]["template"]
+    assert yaml.safe_load(config) == {"ipvs": {"strictARP": True}, "mode": ""}
+    assert proxied(config, template["metadata"]["annotations"][CONFIG_DIGEST])[1].pending() == []
+
+
+class Configured:
+    """A hypervisor of machines that have a configuration each, and what it is asked to change."""
+
+    def __init__(self, machines: Sequence[Machine], config: dict[str, Any]) -> None:
+        self._machines = machines
+        self._config = config
+        self.called: list[tuple[str, str]] = []
+        self.awaited: list[tuple[str, str, dict[str, str]]] = []
+
+    def vms(self) -> dict[int, Vm]:
+        return {machine.vmid: vm(machine.vmid, machine.name, "haproof-lab") for machine in self._machines}
+
+    def config(self, vmid: int) -> dict[str, Any]:
+        return {**self._config}
+
+    def call(self, method: str, path: str, **_: str) -> None:
+        self.called.append((method, path))
+
+    def task(self, method: str, path: str, **parameters: str) -> None:
+        self.awaited.append((method, path, parameters))
+
+
+@pytest.mark.parametrize(
+    ("disk", "size", "grows"),
+    [
+        ("local-lvm:vm-111-disk-0,size=3G", 3, True),
+        ("local-lvm:vm-111-disk-0,size=2252M", 2252 / 1024, True),
+        ("local-lvm:vm-111-disk-0", 0, True),
+        ("local-lvm:vm-111-disk-0,size=20G", 20, False),
+        ("local-lvm:vm-111-disk-0,size=20480M", 20, False),
+        ("local-lvm:vm-111-disk-0,size=1T", 1024, False),
+    ],
+)
+def test_a_disk_that_is_too_small_is_grown_by_a_task_that_is_awaited(
+    environment: Environment, disk: str, size: float, grows: bool
+) -> None:
+    """Also where a run was cut off before: the settings are as they should be, and nothing else tells."""
+    machine = environment.machine("srvk8s-master01")
+    settings = {key: value.replace("virtio,", f"virtio={MAC},") for key, value in desired(environment, machine).items()}
+    hypervisor = Configured([machine], {**settings, "scsi0": disk})
+    shell = mock.Mock()
+    shell.public_key.return_value = PUBLIC_KEY
+    action = MachinesShaped(Machines(environment, (machine,), cast(Hypervisor, hypervisor), shell))
+    assert disk_gib({"scsi0": disk}) == size
+    assert list(action.pending()) == (["grow the disk of srvk8s-master01 to 20 GiB"] if grows else [])
+    action.apply()
+    assert hypervisor.awaited == ([("put", "qemu/111/resize", {"disk": "scsi0", "size": "20G"})] if grows else [])
+    assert hypervisor.called == []
 
 
 def test_join_secrets_do_not_show() -> None:

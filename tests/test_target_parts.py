@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from lab.nfs.rpc import read_record, results
 from lab.nfs.xdr import Reader, Writer
 from provisioning.access import leads_to_login
 from provisioning.database import Database, pattern, quoted
-from provisioning.ndb import MemberState, parse_show, taking_part
+from provisioning.ndb import MemberState, Ndb, parse_show, taking_part
 from provisioning.preparation import armored, described, ndb_members
 from provisioning.public import Answer
 from provisioning.site import crowded, documents, extra_configuration, secret
@@ -50,13 +51,43 @@ def environment() -> Environment:
 def test_what_the_management_server_shows() -> None:
     states = parse_show(SHOWN)
     assert states == {
-        2: MemberState("10.20.20.211", starting=False, group=0),
-        3: MemberState("10.20.20.212", starting=True, group=0),
-        7: MemberState("10.20.20.213", starting=True, group=None),
-        4: MemberState("10.20.20.220", starting=False, group=None),
-        5: MemberState(None, starting=False, group=None),
+        2: MemberState("10.20.20.211", starting=False, group=0, program="ndbd", host="10.20.20.211"),
+        3: MemberState("10.20.20.212", starting=True, group=0, program="ndbd", host="10.20.20.212"),
+        7: MemberState("10.20.20.213", starting=True, group=None, program="ndbd", host="10.20.20.213"),
+        4: MemberState("10.20.20.220", starting=False, group=None, program="mysqld", host="10.20.20.220"),
+        5: MemberState(None, starting=False, group=None, program="mysqld", host="any host"),
     }
     assert [taking_part(states, number) for number in (2, 3, 4, 5, 7, 99)] == [True, False, True, False, False, False]
+
+
+# As somebody else may have numbered them; a program for tools is connected from a data node's machine.
+NUMBERED_OTHERWISE = """\
+[ndbd(NDB)]     2 node(s)
+id=12 (not connected, accepting connect from srvdbm01)
+id=11   @10.20.20.212  (mysql-8.0.36 ndb-8.0.36, Nodegroup: 0)
+
+[ndb_mgmd(MGM)] 1 node(s)
+id=49   @10.20.20.210  (mysql-8.0.36 ndb-8.0.36)
+
+[mysqld(API)]   3 node(s)
+id=3    @10.20.20.211  (mysql-8.0.36 ndb-8.0.36)
+id=51 (not connected, accepting connect from any host)
+id=52   @172.31.0.120  (mysql-8.0.36 ndb-8.0.36)
+"""
+
+
+def test_a_members_number_is_the_one_that_the_management_server_tells(environment: Environment) -> None:
+    shell = mock.Mock()
+    shell.check.return_value = NUMBERED_OTHERWISE
+    ndb = Ndb(environment, shell)
+    assert [ndb.node_id(machine) for machine in ndb.members] == [49, 12, 11, 52]
+    assert shell.check.call_count == 1
+    assert [taking_part(ndb.show(), ndb.node_id(machine)) for machine in ndb.data] == [False, True]
+
+
+def test_a_member_that_the_management_server_does_not_know_has_our_number(environment: Environment) -> None:
+    ndb = Ndb(environment, mock.Mock())
+    assert [ndb.node_id(machine, {}) for machine in ndb.members] == [1, 2, 3, 4]
 
 
 def test_members_are_numbered_in_the_order_that_they_start_in(environment: Environment) -> None:

@@ -1,6 +1,7 @@
 """A drill that is killed at any moment leaves nothing broken: its target is whole again before anybody looks.
 
-Thirty times by `make faults`; `make test` kills two. Late among the tests: who enters the lab's network stays there.
+Thirty times by `make faults`; `make test` kills two. Where its healer dies with it, whoever comes next heals, or the
+machines themselves do. Late among the tests: who enters the lab's network stays there.
 """
 
 import os
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from chaos.drill import EXPIRES_AFTER_S
+from chaos.drills import DRILLS as CATALOGUE
 from chaos.facts import WHOLE, Live
+from chaos.fault import KINDS
 from chaos.journal import Journal
 from chaos.ledger import PREFIX, TABLE_PREFIX
 from provisioning.poll import NotYet, poll
@@ -22,7 +26,9 @@ from tests.live_lab import ROOT, build
 pytestmark = pytest.mark.lab
 # One of each way to break and to heal: the hypervisor's, a script's with its timer, two machines at once, a cable.
 DRILLS = ("data-node-power", "kubelet-stopped", "data-node-partition", "announcer-network", "connector-power")
+ON_MACHINES = ("kubelet-stopped", "data-node-partition")  # what expires there
 LIFE_MAX_S = 45.0  # by then the slowest of them has healed by itself
+STRUCK_TIMEOUT_S = 90
 WHOLE_TIMEOUT_S = 180
 
 
@@ -56,10 +62,7 @@ def await_whole(session: Session) -> None:
 def test_a_drill_killed_at_any_moment_leaves_nothing_broken(number: int, target: Session, tmp_path: Path) -> None:
     dice = random.Random(number)
     name, life_s = DRILLS[number % len(DRILLS)], dice.uniform(5.0, LIFE_MAX_S)
-    options = ["--chaos", "lab", "--seed", str(number), "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "chaos", "run", name, *options]
-    with (tmp_path / "said").open("w") as said:
-        runner = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+    runner = begun(name, number, tmp_path)
     try:
         runner.wait(life_s)
     except subprocess.TimeoutExpired:
@@ -68,6 +71,84 @@ def test_a_drill_killed_at_any_moment_leaves_nothing_broken(number: int, target:
     assert runner.returncode in (-signal.SIGKILL, 0, 1), (tmp_path / "said").read_text()
     await_whole(target)
     ended(tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", DRILLS)
+def test_a_drill_killed_with_its_healer_is_healed_by_command(name: str, target: Session, tmp_path: Path) -> None:
+    killed_when_struck(begun(name, 1, tmp_path), target)
+    assert Journal(target.state.broken).held()
+    done = heal()
+    assert done.returncode == 0, done.stderr
+    assert "healed: " in done.stdout
+    await_whole(target)
+    ended(tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ON_MACHINES)
+def test_what_is_done_on_a_machine_expires_where_nobody_is_left(name: str, target: Session, tmp_path: Path) -> None:
+    """Neither drill nor healer, and nobody who asks for it: the machine's own timer mends it."""
+    killed_when_struck(begun(name, 1, tmp_path), target)
+    wounds = Journal(target.state.broken).held()
+    assert remaining(target), "it was healed before anybody could be missed"
+
+    def expired() -> bool:
+        if left := remaining(target):
+            raise NotYet("; ".join(left))
+        return True
+
+    timeout_s = CATALOGUE[name].hold_s + EXPIRES_AFTER_S + 30
+    poll("what was broken to mend itself", expired, timeout_s=timeout_s, interval_s=2)
+    assert Journal(target.state.broken).held() == wounds, "somebody else healed it"
+    assert heal().returncode == 0
+    await_whole(target)
+    ended(tmp_path)
+
+
+def begun(name: str, seed: int, folder: Path) -> "subprocess.Popen[bytes]":
+    """A drill in a process of its own; what it says is in the folder."""
+    options = ["--chaos", "lab", "--seed", str(seed), "--out", str(folder)]
+    command = [sys.executable, "-m", "chaos", "run", name, *options]
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+
+
+def killed_when_struck(runner: "subprocess.Popen[bytes]", target: Session) -> None:
+    """Kill the drill and its healer once something is broken: the healer first, so that it misses nothing."""
+
+    def struck() -> bool:
+        assert runner.poll() is None, "the drill ended before it broke anything"
+        return bool(remaining(target))
+
+    try:
+        poll("something broken", struck, timeout_s=STRUCK_TIMEOUT_S, interval_s=0.5)
+        for pid in healers(runner.pid):
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        runner.kill()
+        runner.wait()
+
+
+def healers(runner: int) -> list[int]:
+    """The processes that watch over a drill: those of its children (proc(5)) that were started to."""
+    children = Path(f"/proc/{runner}/task/{runner}/children").read_text().split()
+    found = [int(pid) for pid in children if b"chaos.healer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(found) == 1, f"expected one healer, found {found}"
+    return found
+
+
+def remaining(target: Session) -> list[str]:
+    """What of that which is noted is truly broken, a line each."""
+    by_id = {machine.vmid: machine for machine in target.environment.machines}
+    held = Journal(target.state.broken).held()
+    return [told for wound in held if (told := KINDS[wound.fault].remains(target, by_id[wound.vmid]))]
+
+
+def heal() -> "subprocess.CompletedProcess[str]":
+    """As a person would who comes next."""
+    command = [sys.executable, "-m", "chaos", "heal"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
 def ended(folder: Path) -> None:

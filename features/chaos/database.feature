@@ -40,6 +40,7 @@ Feature: The database tolerates failures
     Scenario: A data node's disk is full
       When a data node's disk is full
       Then the data are there throughout
+      And no acknowledged write is lost, doubled or changed
       And the target is whole again by itself
 
   Rule: The management node is missed only by a data node that fails
@@ -55,6 +56,7 @@ Feature: The database tolerates failures
     Scenario: The management node and then a data node lose their power
       When the management node and then a data node lose their power
       Then the data are away until both are back
+      And visitors are away until both are back
       And nothing is lost but what the database's last checkpoint did not hold yet
       And the target is whole again by itself
 
@@ -64,6 +66,7 @@ Feature: The database tolerates failures
     Scenario: The SQL node loses its power
       When the SQL node loses its power while it is in use
       Then the data are away until it is back
+      And visitors are away until it is back
       And no acknowledged write is lost, doubled or changed
       And the target is whole again by itself
 
@@ -81,5 +84,6 @@ Feature: The database tolerates failures
     Scenario: The whole of the database loses its power
       When the whole of the database loses its power
       Then the data are there again within the time that the target's timers allow
+      And visitors are away until it is back
       And nothing is lost but what the database's last checkpoint did not hold yet
       And the target is whole again by itself

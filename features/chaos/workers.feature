@@ -61,12 +61,14 @@ Feature: Workers are redundant
     Scenario: A replica is deleted
       When a replica is deleted
       Then visitors notice nothing
+      And no acknowledged write is lost, doubled or changed
       And the target is whole again by itself
 
     @P3 @short
     Scenario: The replicas are restarted one after another
       When the replicas are restarted one after another
       Then visitors notice nothing
+      And no acknowledged write is lost, doubled or changed
       And the target is whole again by itself
 
   Rule: A full disk of one worker is one worker's
@@ -75,4 +77,5 @@ Feature: Workers are redundant
     Scenario: A worker's disk is full
       When a worker's disk is full
       Then visitors notice nothing
+      And no acknowledged write is lost, doubled or changed
       And the target is whole again by itself

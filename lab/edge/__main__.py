@@ -13,6 +13,7 @@ import uvicorn
 
 from lab import certificates
 from lab.edge import HOSTS
+from lab.edge.access import Logins
 from lab.edge.api import MAILBOX, create_api
 from lab.edge.mailbox import Mailbox
 from lab.edge.public import Edge
@@ -38,13 +39,13 @@ def tokens(state: Path) -> dict[str, frozenset[str]]:
 async def serve(state: Path, public: socket.socket, api: socket.socket, tunnel: socket.socket) -> None:
     """Serve the three until SIGTERM or SIGINT."""
     folder = state / "edge"
-    store, mailbox = Store(folder), Mailbox()
+    store, mailbox, logins = Store(folder), Mailbox(), Logins()
     tunnels = Tunnels(store)
     own = {str(listening.getsockname()[0]) for listening in (public, api, tunnel)}
     certificate, key, _ = certificates.ensure(folder, sorted(own.union(HOSTS)))
     served: list[tuple[Any, socket.socket]] = [
-        (Edge(store, tunnels, mailbox).application(), public),
-        (create_api(store, mailbox, lambda: tokens(state), tunnels.connections), api),
+        (Edge(store, tunnels, mailbox, logins).application(), public),
+        (create_api(store, mailbox, logins, lambda: tokens(state), tunnels.connections), api),
         (tunnels.application(), tunnel),
     ]
     servers = [

@@ -7,10 +7,11 @@ import uuid
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Header, Request
 from fastapi.responses import JSONResponse
 
 from lab.edge import API_PATH
+from lab.edge.access import Logins
 from lab.edge.mailbox import Mailbox
 from lab.edge.store import Resource, Store, now, secret
 
@@ -36,6 +37,7 @@ def envelope(result: Any, **more: Any) -> dict[str, Any]:
 def create_api(
     store: Store,
     mailbox: Mailbox,
+    logins: Logins,
     tokens: Callable[[], dict[str, frozenset[str]]],
     connections: Callable[[str], list[Resource]],
 ) -> FastAPI:
@@ -69,7 +71,7 @@ def create_api(
     app.include_router(tunnels(store, connections), prefix=API_PATH, dependencies=[scoped("tunnel")])
     app.include_router(records(store), prefix=API_PATH, dependencies=[scoped("dns")])
     app.include_router(access(store), prefix=API_PATH, dependencies=[scoped(ACCESS)])
-    app.include_router(letters(mailbox), dependencies=[scoped(MAILBOX)])
+    app.include_router(letters(mailbox, logins), dependencies=[scoped(MAILBOX)])
     return app
 
 
@@ -273,16 +275,22 @@ def access(store: Store) -> APIRouter:
 
 
 def without_secret(resource: Resource) -> Resource:
-    """A resource as it is shown later: a service token's secret is told once."""
-    return {key: value for key, value in resource.items() if key != "client_secret"}
+    """A resource as it is shown later: a service token's secret is told once, an identity provider's never."""
+    shown = {key: value for key, value in resource.items() if key != "client_secret"}
+    return {**shown, "config": without_secret(shown["config"])} if isinstance(shown.get("config"), dict) else shown
 
 
-def letters(mailbox: Mailbox) -> APIRouter:
-    """No part of Cloudflare's: the mailbox that stands for those of the people who log in."""
+def letters(mailbox: Mailbox, logins: Logins) -> APIRouter:
+    """No part of Cloudflare's: the mailbox of the people who log in, and a way to let what is in it grow old."""
     router = APIRouter(prefix="/mailbox")
 
     @router.get("/{address}")
     async def read(address: str) -> Any:
+        return {"letters": mailbox.read(address)}
+
+    @router.post("/{address}")
+    async def age(address: str, older_s: Annotated[float, Body(ge=0, embed=True)]) -> Any:
+        logins.age(address, older_s)
         return {"letters": mailbox.read(address)}
 
     return router

@@ -51,9 +51,8 @@ def page(title: str, body: str, status: int = 200) -> HTMLResponse:
 class Edge:
     """Answers for every host: those that tunnels serve, and the login pages of teams."""
 
-    def __init__(self, store: Store, tunnels: Tunnels, mailbox: Mailbox) -> None:
-        self._store, self._tunnels, self._mailbox = store, tunnels, mailbox
-        self._logins = Logins()
+    def __init__(self, store: Store, tunnels: Tunnels, mailbox: Mailbox, logins: Logins) -> None:
+        self._store, self._tunnels, self._mailbox, self._logins = store, tunnels, mailbox, logins
 
     def application(self) -> Starlette:
         """The ASGI application."""

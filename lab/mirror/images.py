@@ -240,7 +240,7 @@ def registry_config(storage: Path, address: str, *, read_only: bool) -> dict[str
 
 @contextmanager
 def registry(storage: Path) -> Iterator[str]:
-    """A registry on loopback over `storage`, for as long as the block lasts; gives its address."""
+    """A registry on loopback over `storage`, for as long as the block lasts; gives its address. Raises BuildError."""
     storage.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

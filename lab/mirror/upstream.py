@@ -109,7 +109,7 @@ class FetchedPackages:
         return json.dumps(["upstream", self.url, PACKAGES]).encode()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
-        """Fetch index and packages unchanged, each checked against what vouches for it."""
+        """Fetch index and packages unchanged, each checked against what vouches for it; raises BuildError."""
         folder = into / REPOSITORY
         folder.mkdir(parents=True)
         for name in ("Release", "InRelease", "Release.gpg", "Release.key"):

@@ -331,7 +331,7 @@ class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no 
         self._opened(node.handle, caller, fi)
 
     def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
-        """Bytes of an open file."""
+        """At most `size` bytes of an open file."""
         opened = self._open[fi.fh]
         return self._server.read(opened.handle, offset, size, opened.caller)
 

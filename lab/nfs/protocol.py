@@ -92,7 +92,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Changes:
-    """What SETATTR and the makers of files set; None leaves a thing as it is. Times in nanoseconds, -1 is now."""
+    """What SETATTR and the makers of files set; None leaves a thing as it is. Bytes, and nanoseconds; -1 is now."""
 
     mode: int | None = None
     uid: int | None = None

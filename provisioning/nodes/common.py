@@ -36,6 +36,11 @@ def put(name: str, path: str, text: str, *, mode: str = "644") -> Any:
     return files.put(name=name, src=StringIO(text), dest=path, mode=mode, user="root", group="root")
 
 
+def following(written: Any, *, owed: bool) -> dict[str, Any]:
+    """For an operation that follows a file: when this run has `written` it, or when one that was cut off `owed` it."""
+    return {} if owed else {"_if": written.did_change}
+
+
 def packages_whole() -> None:
     """Finish what an installation left that was cut off half-way; apt does nothing before that."""
     if host.get_fact(facts.HalfInstalled):

@@ -1,6 +1,7 @@
 """Facts of a node that pyinfra does not bring: read over SSH, never changing anything."""
 
 import json
+import re
 from collections.abc import Iterable
 
 from pyinfra.api import FactBase
@@ -136,6 +137,53 @@ class KernelServesNfs(FactBase[bool]):
     def process(self, output: Iterable[str]) -> bool:
         """True when it has."""
         return "yes" in "".join(output)
+
+
+class StartedBefore(FactBase[bool]):
+    """Whether a unit runs that was started before a file was last written: it knows an older one.
+
+    To the microsecond, and by the machine's own clock on both sides.
+    """
+
+    default = bool
+
+    def command(self, unit: str, path: str) -> str:
+        """The file, where it is newer; nothing for a unit that does not run."""
+        started = f"systemctl show --timestamp=us+utc --property=ExecMainStartTimestamp --value {unit}"
+        return f'! systemctl is-active --quiet {unit} || find {path} -newermt "$({started})" 2>/dev/null || true'
+
+    def process(self, output: Iterable[str]) -> bool:
+        """True when it is."""
+        return any(line.strip() for line in output)
+
+
+class UnitOutdated(FactBase[bool]):
+    """Whether a unit's file is another than the one that systemd has read."""
+
+    default = bool
+
+    def command(self, unit: str) -> str:
+        """Systemd compares the file's time with the one it has kept."""
+        return f"systemctl show --property=NeedDaemonReload --value {unit}"
+
+    def process(self, output: Iterable[str]) -> bool:
+        """True when it is."""
+        return "yes" in "".join(output)
+
+
+class Exported(FactBase[dict[str, set[str]]]):
+    """What the kernel's NFS server exports at present: options by `DIRECTORY CLIENTS`."""
+
+    default = dict
+
+    def command(self) -> str:
+        """One export a line, as in /etc/exports; nothing where there is no such server yet."""
+        return "! command -v exportfs >/dev/null || exportfs -s"
+
+    def process(self, output: Iterable[str]) -> dict[str, set[str]]:
+        """`/dir  10.0.0.0/24(rw,sync,…)`."""
+        found = [match for line in output if (match := re.match(r"^(\S+)\s+(\S+)\((.*)\)$", line))]
+        return {f"{match[1]} {match[2]}": set(match[3].split(",")) for match in found}
 
 
 class ChartRepositories(FactBase[dict[str, str]]):

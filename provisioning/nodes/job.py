@@ -65,6 +65,7 @@ class NfsJob(Question):
 
     directory: str
     clients: str
+    root_squash: bool
 
 
 class HelmJob(Question):

@@ -4,7 +4,7 @@ from pyinfra import host
 from pyinfra.operations import server, systemd
 
 from provisioning.nodes import facts, helm
-from provisioning.nodes.common import packages, put, render, source
+from provisioning.nodes.common import following, packages, put, render, source
 from provisioning.nodes.job import Job, KubernetesJob, Node
 
 SYSCTLS = {
@@ -12,6 +12,7 @@ SYSCTLS = {
     "net.bridge.bridge-nf-call-ip6tables": 1,
     "net.ipv4.ip_forward": 1,
 }
+CONTAINERD_CONFIG = "/etc/containerd/config.toml"
 KUBERNETES_PACKAGES = ["kubelet", "kubeadm", "kubectl"]
 # gnupg stands for the document's “pgp”, a name that Debian 12 has no package of.
 PREREQUISITES = ["ca-certificates", "containerd", "curl", "gnupg", "nfs-common"]
@@ -50,7 +51,7 @@ def container_runtime(job: KubernetesJob) -> None:
     """Containerd with the systemd cgroup driver, which the kubelet uses as well."""
     packages("prerequisites", PREREQUISITES)
     text = render("containerd.toml.j2", restrict_oom_score_adj=not host.get_fact(facts.OomScoreLowerable))
-    config = put("containerd's configuration", "/etc/containerd/config.toml", text)
+    config = put("containerd's configuration", CONTAINERD_CONFIG, text)
     put("crictl's configuration", "/etc/crictl.yaml", render("crictl.yaml.j2"))
     if job.registry_mirror:
         text = render("hosts.toml.j2", mirror=job.registry_mirror.rstrip("/"))
@@ -61,7 +62,7 @@ def container_runtime(job: KubernetesJob) -> None:
         name="containerd takes its configuration",
         service="containerd",
         restarted=True,
-        _if=config.did_change,
+        **following(config, owed=host.get_fact(facts.StartedBefore, unit="containerd", path=CONTAINERD_CONFIG)),
     )
 
 

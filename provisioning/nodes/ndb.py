@@ -5,9 +5,11 @@ Nothing is started here: starting has an order over machines (see `provisioning.
 
 import hashlib
 
+from pyinfra import host
 from pyinfra.operations import files, systemd
 
-from provisioning.nodes.common import packages, put, render, source
+from provisioning.nodes import facts
+from provisioning.nodes.common import following, packages, put, render, source
 from provisioning.nodes.job import Job, NdbJob, Node
 
 CONFIG = "/etc/mysql/ndb-config.ini"
@@ -66,6 +68,7 @@ def install(job: NdbJob, wanted: list[str]) -> None:
 
 def unit(node: Node, name: str, text: str) -> None:
     """A systemd unit of ours, enabled at boot."""
-    changed = put(f"unit {name}", f"/etc/systemd/system/{name}.service", text)
-    systemd.daemon_reload(name="units read anew", _if=changed.did_change)
+    written = put(f"unit {name}", f"/etc/systemd/system/{name}.service", text)
+    owed = host.get_fact(facts.UnitOutdated, unit=name)
+    systemd.daemon_reload(name="units read anew", **following(written, owed=owed))
     systemd.service(name=f"{name} at boot", service=name, running=None, enabled=True)

@@ -84,9 +84,12 @@ def bystanders(lie: Lie, scenarios: Sequence[Told], seed: int, count: int) -> tu
 
 
 def unbroken(rows: Iterable[Row], scenarios: Iterable[Told]) -> tuple[str, ...]:
-    """Scenarios that no lie has broken: they assert nothing that anybody needs, or a lie is lacking."""
+    """Scenarios that no lie has broken: they assert nothing that anybody needs, or a lie is lacking.
+
+    Those of drills are left out: every one is broken by lies told to its record (`test_records`).
+    """
     broken = {name for row in rows for name in row.caught}
-    return tuple(s.name for s in scenarios if s.name not in broken)
+    return tuple(s.name for s in scenarios if s.name not in broken and "drill" not in s.tags)
 
 
 def lines(rows: Sequence[Row], scenarios: Sequence[Told]) -> list[str]:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kubernetes.client.exceptions import ApiException
+
 from certificate.verdict import Finding, Verdict
 from chaos.facts import WHOLE, Live
 from environments.model import Environment, Machine, Role
-from provisioning.cluster import Cluster
+from provisioning.cluster import UNAVAILABLE, Cluster
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
+from steps.cluster import short_of_pods
 
 ROOT = Path(__file__).parent.parent.parent
 SNAPSHOT = "built"
@@ -82,8 +85,13 @@ class Stage:
         live = Live(self.session, self.cluster)
 
         def whole() -> bool:
-            if found := {name: state for name, state in live.states().items() if state != WHOLE}:
-                raise NotYet("; ".join(f"{name}: {state}" for name, state in found.items()))
+            found = [f"{name}: {state}" for name, state in live.states().items() if state != WHOLE]
+            try:
+                found += [line for lines in short_of_pods(self.cluster).values() for line in lines]
+            except (ApiException, *UNAVAILABLE) as error:
+                raise NotYet(f"the API does not answer: {type(error).__name__}") from error
+            if found:
+                raise NotYet("; ".join(found))
             return True
 
         poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)

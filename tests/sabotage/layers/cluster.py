@@ -121,7 +121,7 @@ LIES = (
         "pods-of-one-worker-cut-off",
         LAYER,
         ("P2", "P4"),
-        "to answer, heard|expected answers of",
+        "to answer, heard|expected answers of|expected an address for the Service",
         pods_cut_off,
         scenarios=("Pods on all workers reach each other", "Traffic reaches every replica"),
         may=("P3", "P7", "P9", "P10"),

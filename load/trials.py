@@ -1,0 +1,72 @@
+"""Trials of a search for the capacity: each a run of its own, in a folder of its own."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from environments.model import Environment, Objective
+from load import capacity
+from load.found import Searched, Trial
+from load.objective import Summary
+from load.record import Sample, read
+from load.samples import busiest
+
+
+class Void(Exception):
+    """A trial says nothing of the site; the message says why."""
+
+
+@dataclass
+class Trials:
+    """Searches one target; `generate` sends at a rate, as the so-manieth trial, and leaves a record in the folder.
+
+    `searched` holds every search that had a trial at least, also one that ended early.
+    """
+
+    environment: Environment
+    wanted: Objective
+    folder: Path
+    generate: Callable[[float, int, Path], Summary]
+    say: Callable[[str], None]
+    searched: list[Searched] = field(default_factory=list)
+    _count: int = 0
+
+    def search(self, condition: str, start: float) -> None:
+        """Under one condition; raises Void, and what `generate` raises."""
+        trials: list[Trial] = []
+        samples: dict[float, list[Sample]] = {}
+        whole = False
+
+        def measure(rate: float) -> str:
+            self._count += 1
+            name = f"{self._count:02d}"
+            said = self.generate(rate, self._count, self.folder / name)
+            if said.void:
+                raise Void(f"trial {name} is void: {said.void}")
+            missed = said.misses(self.wanted)
+            self.say(f"{condition}: {rate:6.1f} visitors a second: {missed or 'held'}")
+            trials.append(_trial(rate, said, missed, name))
+            samples.setdefault(rate, []).extend(s for s in read(self.folder / name) if isinstance(s, Sample))
+            return missed
+
+        try:
+            capacity.search(measure, start)
+            whole = True
+        finally:
+            if trials:
+                self.searched.append(self._kept(condition, trials, samples, whole=whole))
+
+    def _kept(
+        self, condition: str, trials: list[Trial], samples: dict[float, list[Sample]], *, whole: bool
+    ) -> Searched:
+        found = Searched(condition=condition, trials=tuple(trials), whole=whole)
+        said = found.capacity
+        # What gave out shows where the objective is first missed: far beyond it, much else is busy as well.
+        at_limit = samples.get(said.fails if math.isfinite(said.fails) else said.holds, [])
+        return found.model_copy(update={"machines": busiest(at_limit, self.environment)})
+
+
+def _trial(rate: float, said: Summary, misses: str, folder: str) -> Trial:
+    p95_ms = said.percentiles_ms[95.0]
+    return Trial(rate=rate, requests_rate=said.rate, mean_ms=said.mean_ms, p95_ms=p95_ms, misses=misses, folder=folder)

@@ -1,0 +1,161 @@
+"""`python -m chaos`: what it refuses, what its exit codes say, and what is left when something fails at the end."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from chaos import __main__ as commands
+from chaos import healer, report
+from chaos.history import FILE, History, Recorder
+from chaos.journal import Journal, Wound
+from chaos.judgement import judge
+from chaos.lifeline import Lost, helper
+from chaos.probe import Plan, Port
+from chaos.workload import Login, Rows
+from chaos.workload import Plan as Writing
+from provisioning.state import State
+from tests.test_chaos_fault import ENVIRONMENT
+from tests.test_chaos_judgement import budget, history, life, probes, there, writes
+
+
+def told(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(commands.app, words)
+    return done.exit_code, re.sub(r"\s+", " ", done.output)
+
+
+def permitting(monkeypatch: pytest.MonkeyPatch, *, allowed: bool) -> None:
+    """An environment that says so; whoever goes further than asking it fails."""
+    environment = ENVIRONMENT.model_copy(update={"chaos": ENVIRONMENT.chaos.model_copy(update={"allowed": allowed})})
+    monkeypatch.setattr(commands, "open_session", lambda _: SimpleNamespace(environment=environment))
+
+
+RUN = ("run", "worker-power")
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed", "reason"),
+    [
+        (RUN, True, "Missing option '--chaos'"),
+        ((*RUN, "--chaos", "seed"), True, "--chaos says “seed”, and the environment is lab"),
+        ((*RUN, "--chaos", "lab"), False, "chaos.allowed is false in the environment lab"),
+        (("storm", "--chaos", "seed"), True, "--chaos says “seed”, and the environment is lab"),
+        (("storm", "--chaos", "lab"), False, "chaos.allowed is false in the environment lab"),
+        (("run", "worker-powr", "--chaos", "lab"), True, "no drill “worker-powr”; did you mean worker-power"),
+    ],
+)
+def test_nothing_is_broken_without_permission(
+    words: Sequence[str], allowed: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    permitting(monkeypatch, allowed=allowed)
+    code, output = told(*words)
+    assert code == commands.CANNOT_READ
+    assert reason in output
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A history whose verdict is proven."""
+    recorder = Recorder.into(tmp_path / FILE)
+    for event in history(life(), probes("vip"), budget(7, held_s=0), writes("a"), there("a")).events:
+        recorder.record(event)
+    recorder.close()
+    return tmp_path
+
+
+def broken(*_: object) -> None:
+    raise KeyError("no such layer")
+
+
+@pytest.mark.parametrize("part", ["chaos.judgement.of_history", "chaos.__main__.tell"])
+def test_a_judge_that_fails_is_no_verdict_and_says_why(
+    part: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told("judge", str(folder))[0] == 0
+    monkeypatch.setattr(part, broken)
+    code, output = told("judge", str(folder))
+    assert code == 3
+    assert "not judged: " in output
+    assert "KeyError: 'no such layer'" in output
+
+
+def test_the_verdict_is_written_before_the_picture_that_may_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a drill whose picture fails is not called proven."""
+
+    @contextmanager
+    def permitted(*_: object) -> Iterator[object]:
+        yield SimpleNamespace(environment=ENVIRONMENT)
+
+    monkeypatch.setattr(report, "picture", broken)
+    monkeypatch.setattr(commands, "_permitted", permitted)
+    monkeypatch.setattr(commands, "Run", lambda *_: SimpleNamespace(run=lambda: None))
+    monkeypatch.setattr(commands, "write", lambda _: report.write(folder))
+    code, output = told(*RUN, "--chaos", "lab")
+    assert (code, "not judged: KeyError" in output) == (3, True)
+    assert json.loads((folder / report.VERDICT).read_text())["verdict"] == "proven"
+
+
+def test_a_table_tells_the_formula_beside_the_figure(folder: Path) -> None:
+    whole = History.read(folder)
+    line = next(line for line in report.as_text(whole, judge(whole)).splitlines() if "vip" in line)
+    assert re.search(r"6\.1 s +│ 7\.0 s +│ 4 x 1\.5 s +│ proven", line), line
+
+
+# The processes beside a drill
+
+
+def test_a_recording_process_that_cannot_record_ends_as_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "probes.jsonl").touch()
+    plan = Plan(questions=(Port(layer="x", host="127.0.0.1", port=1),))
+    with (
+        pytest.raises(Lost, match=r"chaos.probe ended with exit code 1"),
+        helper("chaos.probe", plan, tmp_path / "probes.jsonl") as process,
+    ):
+        process.wait(30)
+
+
+PLANS = {
+    "chaos.probe": Plan(questions=(Port(layer="x", host="127.0.0.1", port=1),)),
+    "chaos.workload": Writing(
+        editor=Login(url="http://127.0.0.1:1", user="u", password="p"),
+        writers=(
+            Rows(host="127.0.0.1", port=1, user="u", password="p", database="d", table="t", interval_s=0.05),
+            Rows(host="127.0.0.1", port=1, user="u", password="p", database="d", table="t", interval_s=600),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("module", PLANS)
+def test_an_answer_that_cannot_be_recorded_ends_the_process_at_once(module: str, tmp_path: Path) -> None:
+    """The disk is full when so many kilobytes are written; nobody closes the pipe."""
+    script = f"ulimit -f 4; exec {sys.executable} -m {module} {tmp_path / 'f.jsonl'}"
+    with subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stderr
+        process.stdin.write(PLANS[module].model_dump_json() + "\n")
+        process.stdin.flush()
+        assert process.wait(60) == 1
+        assert "what was written before is kept" in process.stderr.read()
+    assert (tmp_path / "f.jsonl").stat().st_size >= 4000
+
+
+@pytest.mark.parametrize(("wounds", "heard"), [([], "done\n"), ([Wound("power cut", 111)], "")])
+def test_a_healer_is_dismissed_only_where_nothing_is_broken(
+    wounds: list[Wound], heard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    listener = tmp_path / "listener"
+    listener.write_text(f"#!/bin/sh\ncat > {tmp_path}/heard\n")
+    listener.chmod(0o755)
+    monkeypatch.setattr(healer, "sys", SimpleNamespace(executable=str(listener), stderr=sys.stderr))
+    with healer.watched_over("lab"):
+        Journal(State.of("lab").broken).note(wounds)
+    assert (tmp_path / "heard").read_text() == heard
