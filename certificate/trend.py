@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95  # of all figures of a run together: so often none of them is taken for worse by mere noise
 EARLIER_MIN = 3  # fewer say nothing of how much a figure varies by itself
@@ -49,6 +49,6 @@ def effect(value: float, earlier: Sequence[float], figures: int = 1) -> Effect |
         return None
     usual = float(np.mean(earlier))
     spread = math.hypot(float(np.std(earlier, ddof=1)), RESOLUTION)
-    half = float(stats.t.ppf(1 - (1 - CONFIDENCE) / figures / 2, count - 1)) * spread * math.sqrt(1 + 1 / count)
+    half = float(stdtrit(count - 1, 1 - (1 - CONFIDENCE) / figures / 2)) * spread * math.sqrt(1 + 1 / count)
     difference = value - usual
     return Effect(usual, difference, difference - half, difference + half)

@@ -75,7 +75,7 @@ def mutated(draw: st.DrawFn, whole: Any) -> Any:
 
 
 def odd(draw: st.DrawFn) -> Any:
-    """Anything, of its own: Hypothesis gives out one and the same list again, and what is put into that is in itself."""
+    """Anything, of its own: Hypothesis gives out the same list again, and what is put into that is in itself."""
     return copy.deepcopy(draw(ANYTHING))
 
 

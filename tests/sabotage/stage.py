@@ -15,6 +15,7 @@ from certificate.verdict import Finding, Verdict
 from chaos.facts import WHOLE, Live
 from environments.model import Environment, Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
+from provisioning.machines import in_parallel
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 from steps.cluster import short_of_pods
@@ -97,21 +98,33 @@ class Stage:
         poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)
 
     def keep(self) -> None:
-        """Keep the disks of all machines, unless they were kept before; raises HypervisorError."""
-        hypervisor = self.session.hypervisor
-        for machine in self.environment.machines:
-            kept = {row["name"] for row in hypervisor.call("get", f"qemu/{machine.vmid}/snapshot")}
-            if SNAPSHOT not in kept:
-                hypervisor.task("post", f"qemu/{machine.vmid}/snapshot", snapname=SNAPSHOT)
+        """Keep the disks of all machines, unless they were kept before; raises HypervisorError.
+
+        Switched off for it: data nodes of which one stands still while it is copied take it for dead, and what is kept
+        of them at different times is no database.
+        """
+        hypervisor, machines = self.session.hypervisor, self.environment.machines
+        if all(self._kept(machine) for machine in machines):
+            return
+        in_parallel(machines, lambda machine: hypervisor.shutdown(machine.vmid))
+        for machine in machines:
+            if self._kept(machine):
+                hypervisor.task("delete", f"qemu/{machine.vmid}/snapshot/{SNAPSHOT}")
+            hypervisor.task("post", f"qemu/{machine.vmid}/snapshot", snapname=SNAPSHOT)
+        self._start()
 
     def roll_back(self) -> None:
         """Put all disks back to what was kept, start every machine, and wait; raises HypervisorError."""
         hypervisor, machines = self.session.hypervisor, self.environment.machines
-        for machine in machines:
-            if hypervisor.power(machine.vmid) != "stopped":
-                hypervisor.stop(machine.vmid)
+        in_parallel([m for m in machines if hypervisor.power(m.vmid) != "stopped"], lambda m: hypervisor.stop(m.vmid))
         for machine in machines:
             hypervisor.task("post", f"qemu/{machine.vmid}/snapshot/{SNAPSHOT}/rollback")
-        for machine in machines:
-            hypervisor.start(machine.vmid)
+        self._start()
+
+    def _kept(self, machine: Machine) -> bool:
+        rows = self.session.hypervisor.call("get", f"qemu/{machine.vmid}/snapshot")
+        return SNAPSHOT in {row["name"] for row in rows}
+
+    def _start(self) -> None:
+        in_parallel(self.environment.machines, lambda machine: self.session.hypervisor.start(machine.vmid))
         self.await_whole()
