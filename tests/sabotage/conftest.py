@@ -8,6 +8,7 @@ from rich.console import Console
 from certificate.promises import tags_of, templates
 from provisioning.report import Terminal
 from provisioning.session import open_session
+from tests.sabotage.lie import Lie
 from tests.sabotage.matrix import Row, Told, lines
 from tests.sabotage.stage import Stage
 
@@ -40,8 +41,8 @@ def matrix(pytestconfig: pytest.Config) -> list[Row]:
 
 
 @pytest.fixture(scope="session")
-def stage(pytestconfig: pytest.Config) -> Stage:
-    """A built target that is whole, and what it is rolled back to."""
+def stage(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Stage:
+    """A built target that is whole, and kept so where a lie is told that takes a rollback."""
     env = pytestconfig.option.env
     session = open_session(env)
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
@@ -49,7 +50,9 @@ def stage(pytestconfig: pytest.Config) -> Stage:
         session.build(Terminal(Console(stderr=True)))
     stage = Stage(session, env)
     stage.await_whole()
-    stage.keep()
+    told = [item.callspec.params.get("lie") for item in request.session.items if hasattr(item, "callspec")]
+    if any(isinstance(lie, Lie) and lie.rollback for lie in told):
+        stage.keep()
     return stage
 
 
