@@ -13,7 +13,7 @@ from tests.sabotage.lie import Lie, Tell, on
 from tests.sabotage.stage import Stage
 
 LAYER = "database"
-SCHEMA_TABLE = "wordpress.wp_links"
+SCHEMA_TABLE = "wordpress.wp_termmeta"
 
 
 def sql_node(stage: Stage) -> Machine:
@@ -154,7 +154,7 @@ LIES = (
         "site-table-in-innodb",
         LAYER,
         ("P5",),
-        "wp_links: expected it in the NDB cluster, found it in InnoDB",
+        "wp_termmeta: expected it in the NDB cluster, found it in InnoDB",
         INNODB,
         scenarios=("The site's tables are replicated",),
     ),
@@ -162,7 +162,7 @@ LIES = (
         "a-backup-that-lacks-a-table",
         LAYER,
         ("P5",),
-        "wp_links: .*no such table",
+        "wp_termmeta: .*no such table",
         INNODB,
         scenarios=("A backup taken while the database is at work restores into an empty cluster",),
     ),
