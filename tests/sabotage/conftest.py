@@ -1,37 +1,31 @@
 """The stage that lies are told on, and the matrix that they make."""
 
-from pathlib import Path
-
 import pytest
 from rich.console import Console
 
-from certificate.promises import tags_of, templates
 from provisioning.report import Terminal
 from provisioning.session import open_session
+from tests.sabotage.features import every_scenario
 from tests.sabotage.lie import Lie
-from tests.sabotage.matrix import Row, Told, lines
+from tests.sabotage.matrix import Row, lines
 from tests.sabotage.stage import Stage
 
 MATRIX = pytest.StashKey[list[Row]]()
-FEATURES = Path(__file__).parent.parent.parent / "features"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How many."""
     parser.getgroup("haproof", "target").addoption(
-        "--lies", type=int, metavar="N", help="tell N lies, picked at random, none that takes a rollback (default: all)"
+        "--lies",
+        type=int,
+        metavar="N",
+        help="N of the lies that are noticed while nothing is disrupted, by --seed (default: all)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """An empty matrix."""
     config.stash[MATRIX] = []
-
-
-@pytest.fixture(scope="session")
-def scenarios() -> tuple[Told, ...]:
-    """Every scenario of the features."""
-    return tuple(Told(template.name, tags_of(template)) for template in templates(FEATURES))
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +54,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The matrix."""
     if rows := config.stash[MATRIX]:
         terminalreporter.section("sabotage")
-        told = tuple(Told(template.name, tags_of(template)) for template in templates(FEATURES))
-        for line in lines(rows, told):
+        for line in lines(rows, every_scenario()):
             terminalreporter.write_line(line)

@@ -83,6 +83,15 @@ def bystanders(lie: Lie, scenarios: Sequence[Told], seed: int, count: int) -> tu
     return tuple(random.Random(f"{seed} {lie.name}").sample(free, min(count, len(free))))
 
 
+def sample(lies: Sequence[Lie], scenarios: Iterable[Told], seed: int, count: int) -> tuple[Lie, ...]:
+    """So many lies picked by a seed, in their order, of those that are noticed while nothing is disrupted."""
+    told = tuple(scenarios)
+    calm = {scenario.name for scenario in told if "acceptance" in scenario.tags}
+    quick = [lie for lie in lies if not lie.rollback and calm.issuperset(owing(lie, told))]
+    picked = random.Random(seed).sample(quick, min(count, len(quick)))
+    return tuple(lie for lie in quick if lie in picked)
+
+
 def unbroken(rows: Iterable[Row], scenarios: Iterable[Told]) -> tuple[str, ...]:
     """Scenarios that no lie has broken: they assert nothing that anybody needs, or a lie is lacking.
 

@@ -11,12 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from certificate.promises import tags_of, templates
 from provisioning.session import open_session
+from tests.sabotage.features import every_scenario
 from tests.sabotage.matrix import QUIET
-from tests.sabotage.stage import ROOT, Stage
+from tests.sabotage.stage import Stage
 
 RUNS = 10
 
@@ -48,9 +47,9 @@ def calm() -> Iterator[None]:
     yield
 
 
-def named(manners: set[str], features: Path) -> tuple[str, ...]:
+def named(manners: set[str]) -> tuple[str, ...]:
     """Scenarios of these manners: acceptance, disruptive, drill."""
-    return tuple(template.name for template in templates(features) if tags_of(template) & manners)
+    return tuple(scenario.name for scenario in every_scenario() if scenario.tags & manners)
 
 
 def main() -> int:
@@ -65,7 +64,7 @@ def main() -> int:
         help="which scenarios (default: acceptance and disruptive)",
     )
     arguments = parser.parse_args()
-    scenarios = named({*(arguments.manner or ("acceptance", "disruptive"))}, ROOT / "features")
+    scenarios = named({*(arguments.manner or ("acceptance", "disruptive"))})
     stage = Stage(open_session(arguments.env), arguments.env)
     stage.keep()
     wolves = 0

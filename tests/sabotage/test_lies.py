@@ -1,6 +1,5 @@
 """Each lie is told to a built lab, caught by the promises that it breaks and by no other, and taken back."""
 
-import random
 import time
 from collections.abc import Mapping
 
@@ -11,33 +10,30 @@ from provisioning.action import ActionFailed
 from provisioning.hypervisor import HypervisorError
 from provisioning.poll import DeadlineExceeded
 from tests.sabotage.catalogue import LIES
+from tests.sabotage.features import every_scenario
 from tests.sabotage.lie import Lie
-from tests.sabotage.matrix import Row, Told, bystanders, owing
+from tests.sabotage.matrix import Row, bystanders, owing, sample
 from tests.sabotage.stage import NotJudged, Stage
 
 BYSTANDERS = 2
+SCENARIOS = every_scenario()
 TROUBLE = (ActionFailed, DeadlineExceeded, HypervisorError, NotJudged)
 
 pytestmark = [pytest.mark.lab, pytest.mark.sabotage]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a lie; with --lies N, so many of them, picked by --seed among those that take no rollback."""
+    """One test a lie; with --lies N, so many of those that are noticed while nothing is disrupted, picked by --seed."""
     if "lie" not in metafunc.fixturenames:
         return
     wanted = metafunc.config.getoption("--lies", default=None)
-    lies = [lie for lie in LIES if wanted is None or not lie.rollback]
-    if wanted is not None:
-        picked = random.Random(metafunc.config.option.seed).sample(lies, min(wanted, len(lies)))
-        lies = [lie for lie in lies if lie in picked]
+    lies = LIES if wanted is None else sample(LIES, SCENARIOS, metafunc.config.option.seed, wanted)
     metafunc.parametrize("lie", lies, ids=lambda lie: lie.name)
 
 
-def test_a_lie_is_caught(
-    lie: Lie, stage: Stage, scenarios: tuple[Told, ...], matrix: list[Row], pytestconfig: pytest.Config
-) -> None:
-    tags = {scenario.name: scenario.tags for scenario in scenarios}
-    asked = {*owing(lie, scenarios), *bystanders(lie, scenarios, pytestconfig.option.seed, BYSTANDERS)}
+def test_a_lie_is_caught(lie: Lie, stage: Stage, matrix: list[Row], pytestconfig: pytest.Config) -> None:
+    tags = {scenario.name: scenario.tags for scenario in SCENARIOS}
+    asked = {*owing(lie, SCENARIOS), *bystanders(lie, SCENARIOS, pytestconfig.option.seed, BYSTANDERS)}
     found: Mapping[str, Finding] = {}
     trouble, began_s, judged_s = "", time.monotonic(), 0.0
     try:

@@ -1,19 +1,16 @@
 """What is made of lies, and that the catalogue holds what it must; needs no target."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from certificate.promises import tags_of, templates
 from certificate.verdict import Finding, Verdict
 from tests.sabotage.catalogue import LIES
+from tests.sabotage.features import every_scenario
 from tests.sabotage.lie import Lie, nothing
-from tests.sabotage.matrix import Row, Told, bystanders, lines, owing, unbroken
+from tests.sabotage.matrix import Row, Told, bystanders, lines, owing, sample, unbroken
 
-SCENARIOS = tuple(
-    Told(template.name, tags_of(template)) for template in templates(Path(__file__).parent.parent.parent / "features")
-)
+SCENARIOS = every_scenario()
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 LIE = Lie("swap", "nodes", ("P12",), "in fstab", nothing)
 TAGS = {"No swap": frozenset({"nodes", "P12"}), "Front page": frozenset({"site", "P4"})}
@@ -59,6 +56,14 @@ def test_bystanders_are_picked_by_a_seed_among_those_that_the_lie_is_nothing_to(
     assert first == bystanders(LIE, SCENARIOS, 1, 5)
     assert first != second
     assert all("acceptance" in BY_NAME[name].tags and "P12" not in BY_NAME[name].tags for name in first)
+
+
+def test_a_sample_is_repeated_by_its_seed_and_disrupts_nothing() -> None:
+    first, second = (sample(LIES, SCENARIOS, seed, 10) for seed in (1, 2))
+    assert first == sample(LIES, SCENARIOS, 1, 10)
+    assert first != second
+    assert len(first) == 10
+    assert all("acceptance" in BY_NAME[name].tags for lie in first for name in owing(lie, SCENARIOS))
 
 
 def test_no_two_scenarios_have_one_name() -> None:
