@@ -135,7 +135,8 @@ def heartbeats(ndb: Ndb, database: Database, environment: Environment) -> None:
 def outside_of_kubernetes(machines: tuple[Machine, ...], target: Session) -> None:
     """By name and by address."""
     nodes = target.cluster.core.list_node(_request_timeout=30).items
-    taken = {address.address for node in nodes for address in node.status.addresses}
+    taken = {address.address for node in nodes for address in node.status.addresses or []}
+    taken |= {node.metadata.name for node in nodes}
     none_of(
         {
             machine.name: [
