@@ -17,7 +17,7 @@ class Ear(Certificate):
         self._heard_at = heard
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the finding of every scenario that was run."""
         found = {name: finding for _, _, found in self.judged() for name, finding in found.items()}
         selected = {_name(item) for item in session.items}

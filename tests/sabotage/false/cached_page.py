@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -9,11 +10,11 @@ from chaos import probe
 from tests.sabotage.false import swap
 
 
-def once(ask: Callable[[probe.Question], None]) -> Callable[[probe.Question], None]:
+def once(ask: Callable[[Any], None]) -> Callable[[Any], None]:
     """Asks the first time that a layer is to be asked."""
     answered = set[str]()
 
-    def asked(question: probe.Question) -> None:
+    def asked(question: Any) -> None:
         if question.layer not in answered:
             ask(question)
             answered.add(question.layer)

@@ -8,7 +8,7 @@ import jwt
 
 from lab.edge import __main__ as honest
 from lab.edge import public
-from lab.edge.access import Logins, Signer
+from lab.edge.access import Logins, Signer, admits_email
 from lab.edge.store import Resource
 
 
@@ -52,7 +52,7 @@ def telling() -> None:
 
     def told(edge: public.Edge, given: Any) -> Any:
         reply = send(edge, given)
-        known = public.admits_email(edge._store.all("apps")[0], edge._policies(), str(given.get("email", "")))
+        known = admits_email(edge._store.all("apps")[0], edge._policies(), str(given.get("email", "")))
         return reply if known else public.page("Enter the code", "<p>This address may not enter.</p>", 403)
 
     setattr(public.Edge, "_send_pin", told)  # noqa: B010
