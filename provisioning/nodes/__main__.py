@@ -74,6 +74,10 @@ def main() -> None:
         "ssh_strict_host_key_checking": "yes",
         "ssh_look_for_keys": False,
         "ssh_allow_agent": False,
+        # A machine that is still booting may start its SSH server anew just now.
+        "ssh_connect_retries": 4,
+        "ssh_connect_retry_min_delay": 1.0,
+        "ssh_connect_retry_max_delay": 3.0,
         "_sudo": True,
     }
     names = [(node.name, {"ssh_hostname": node.address}) for node in job.nodes]
