@@ -59,24 +59,19 @@ def mutated(draw: st.DrawFn, whole: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         holder, key = draw(st.sampled_from(list(places(made)) or [(None, None)]))
         if holder is None:
-            return odd(draw)
+            return draw(ANYTHING)
         match draw(st.sampled_from(("gone", "odd", "odd", "other", "more"))):
             case "gone":
                 del holder[key]
             case "odd":
-                holder[key] = odd(draw)
+                holder[key] = draw(ANYTHING)
             case "other":
                 holder[key] = copy.deepcopy(draw(st.sampled_from([h[k] for h, k in places(made)])))
             case _ if isinstance(holder, dict):
-                holder[draw(st.text(max_size=5))] = odd(draw)
+                holder[draw(st.text(max_size=5))] = draw(ANYTHING)
             case _:
                 holder.append(copy.deepcopy(holder[key]))
     return made
-
-
-def odd(draw: st.DrawFn) -> Any:
-    """Anything, of its own: Hypothesis gives out the same list again, and what is put into that is in itself."""
-    return copy.deepcopy(draw(ANYTHING))
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
