@@ -49,8 +49,8 @@ check: setup ## lint and types
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-bench: setup ## how long things take here, as a table; not a test
-	$(RUN)/python -m tests.bench
+bench: setup ## how long things take here, as a table; not a test. COLD=1: everything built without a cache, too
+	$(RUN)/python -m tests.bench $(if $(COLD),--cold)
 
 setup: $(VENV)/.synced ## system packages and the Python environment
 

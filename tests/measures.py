@@ -103,6 +103,12 @@ def cold_start_s(session: Session) -> float:
     return time.monotonic() - started_s
 
 
+def nodes_memory_gib(session: Session) -> float:
+    """What the hypervisor says that the Kubernetes nodes have in use together."""
+    used = {int(row["vmid"]): int(row.get("mem") or 0) for row in session.hypervisor.call("get", "qemu")}
+    return sum(used[machine.vmid] for machine in session.environment.cluster_machines) / 2**30
+
+
 def prober_percent(session: Session) -> float:
     """Of one core, what the probing process takes at 20 questions a second to each of ten layers: pages at the VIP."""
     host = str(session.environment.wordpress.vip)
@@ -124,7 +130,14 @@ def _cpu_s(pid: int) -> float:
 
 MEASURES: dict[str, Callable[[Session], float]] = {
     measure.__name__: measure
-    for measure in (clone_and_enter_s, front_page_ms, front_pages_per_s, cold_start_s, prober_percent)
+    for measure in (
+        clone_and_enter_s,
+        front_page_ms,
+        front_pages_per_s,
+        cold_start_s,
+        nodes_memory_gib,
+        prober_percent,
+    )
 }
 
 
