@@ -7,6 +7,7 @@ import argparse
 import csv
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tests.answers import STALL_S, answering
 
 VEGETA = "v12.13.0"
 BUILD_TIMEOUT_S = 600
+BEGIN_TIMEOUT_S = 60
 PERCENTILES = (50.0, 95.0, 99.0)
 STALL_AFTER_S = 5.0
 TRIAL_S = 8.0
@@ -92,7 +94,14 @@ def on_core(core: int | None) -> Iterator[None]:
 
 
 def ours(
-    url: str, rate: float, duration_s: float, *, keep: bool = False, workers: int = 1, core: int | None = None
+    url: str,
+    rate: float,
+    duration_s: float,
+    *,
+    keep: bool = False,
+    workers: int = 1,
+    core: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """One run of ours at a constant rate, its master and its workers on one core where one is given.
 
@@ -115,7 +124,7 @@ def ours(
         weights={"page": 1},
     )
     with tempfile.TemporaryDirectory() as folder, on_core(core):
-        run(plan, described, Path(folder) / "run", lambda _: None)
+        run(plan, described, Path(folder) / "run", say)
         return summary(read(Path(folder) / "run"))
 
 
@@ -191,13 +200,24 @@ def added(rate: float) -> dict[str, float]:
 
 
 def both(url: str, rate: float, duration_s: float, stall: Callable[[], None] = lambda: None) -> tuple[Summary, Told]:
-    """Ours and vegeta's at once, each at `rate`, so that both see one site; `stall` is called in the midst of it."""
+    """Ours and vegeta's at once, each at `rate`, so that both see one site; `stall` is called in the midst of it.
+
+    Vegeta begins when ours has: that one has processes to start first, and how long they take is no part of this.
+    """
     vegeta()
-    timer = threading.Timer(STALL_AFTER_S, stall)
+    begun = threading.Event()
+
+    def heard(line: str) -> None:
+        if re.search(r"[1-9]\d* requests", line):
+            begun.set()
+
     with ThreadPoolExecutor(2) as pool:
-        mine = pool.submit(ours, f"{url}?haproof", rate, duration_s)
-        theirs = pool.submit(vegetas, f"{url}?vegeta", rate, duration_s)
+        mine = pool.submit(ours, f"{url}?haproof", rate, duration_s, say=heard)
+        mine.add_done_callback(lambda _: begun.set())
+        begun.wait(BEGIN_TIMEOUT_S)
+        timer = threading.Timer(STALL_AFTER_S, stall)
         timer.start()
+        theirs = pool.submit(vegetas, f"{url}?vegeta", rate, duration_s)
         found = mine.result(), theirs.result()
     timer.join()
     return found

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from tests.answers import STALL_S, answering
-from tests.rivals import PERCENTILES, both, on_core, ratios
+from tests.rivals import both, on_core
 
-RATE, DURATION_S = 40.0, 15.0
+RATE, DURATION_S, NOISE_MS = 40.0, 15.0, 20.0
 # A page's time in milliseconds: most are quick, some are slow, a few are very slow.
 PAGE_S = [ms / 1000 for ms in (*range(30, 80), *range(80, 120), *range(150, 240, 10), 300)]
 
@@ -25,7 +25,9 @@ def test_ours_and_vegeta_agree(*, stalled: bool) -> None:
         mine, theirs = both(url, RATE, DURATION_S, lambda: site.send_signal(signal.SIGUSR1) if stalled else None)
     assert mine.requests == theirs.requests == RATE * DURATION_S
     assert (mine.failed, theirs.failed) == (0, 0)
-    assert ratios(mine, theirs) == {f"p{p:g}": pytest.approx(1, abs=0.1) for p in PERCENTILES}
+    # Within a tenth, as `make bench` has it; here the processor is shared with whatever else runs, for milliseconds.
+    close = {p: pytest.approx(ms, rel=0.1, abs=NOISE_MS) for p, ms in theirs.percentiles_ms.items()}
+    assert {p: mine.percentiles_ms[p] for p in close} == close
     # The stall is in the figures: one who asked as it began waited for all of it.
     assert (mine.max_ms > 900 * STALL_S) is stalled
 
