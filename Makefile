@@ -22,7 +22,7 @@ certify: setup ## build the lab's target where it is not built, then judge every
 
 test: setup check ## unit tests, then the lab built from nothing, every feature run, and ten lies told to it
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests features -m "not faults and not sabotage and (short or not drill)" --chaos lab --drills 3 --seed $(SEED)
+	$(RUN)/pytest tests features -m "not faults and not sabotage and not alone and (short or not drill)" --chaos lab --drills 3 --seed $(SEED)
 	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; needs about 45 minutes
@@ -42,7 +42,7 @@ quiet: setup ## the untouched lab judged ten times from its snapshot, half of th
 	$(RUN)/python -m tests.sabotage.quiet
 
 unit: setup ## tests that need neither root nor a target
-	$(RUN)/pytest tests -m "not lab"
+	$(RUN)/pytest tests -m "not lab and not alone"
 
 check: setup ## lint and types
 	$(RUN)/ruff check .
@@ -50,6 +50,7 @@ check: setup ## lint and types
 	$(RUN)/mypy
 
 bench: setup ## how long things take here, as a table; not a test. COLD=1: everything built without a cache, too
+	$(RUN)/pytest tests -m alone
 	$(RUN)/python -m tests.bench $(if $(COLD),--cold)
 
 setup: $(VENV)/.synced ## system packages and the Python environment

@@ -19,6 +19,7 @@ needs_go = pytest.mark.skipif(shutil.which("go") is None, reason="vegeta is buil
 
 
 @needs_go
+@pytest.mark.alone
 @pytest.mark.parametrize("stalled", [False, True], ids=["steady", "stalled"])
 def test_ours_and_vegeta_agree(*, stalled: bool) -> None:
     with answering(*PAGE_S) as (url, site):

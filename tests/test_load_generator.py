@@ -87,6 +87,7 @@ def test_every_visitor_is_sent_at_its_time_by_several_workers(tmp_path: Path) ->
     assert said.incomplete == ""
 
 
+@pytest.mark.alone
 def test_a_stall_is_not_hidden_and_errors_are_told_by_kind(tmp_path: Path) -> None:
     """Three seconds in which nothing answers: whoever came then waited from the moment of coming."""
     with site() as server:
@@ -107,6 +108,7 @@ def test_a_stall_is_not_hidden_and_errors_are_told_by_kind(tmp_path: Path) -> No
     assert broken.failed_share == 1
 
 
+@pytest.mark.alone
 def test_a_site_that_lets_everybody_wait_is_overloaded_and_the_run_is_not_void(tmp_path: Path) -> None:
     """Nobody more is sent while so many wait; whoever is turned away would have waited in vain."""
     with site() as server:
@@ -118,6 +120,7 @@ def test_a_site_that_lets_everybody_wait_is_overloaded_and_the_run_is_not_void(t
     assert said.misses(Objective(p95_ms=1000)) == "100.0% of requests failed, of 1.0% that may"
 
 
+@pytest.mark.alone
 def test_visitors_for_whom_the_plan_has_no_room_void_the_run(tmp_path: Path) -> None:
     """They look at pages that came at once: the site has no part in it."""
     with site() as server:

@@ -23,7 +23,7 @@ from steps.cluster import short_of_pods
 ROOT = Path(__file__).parent.parent.parent
 SNAPSHOT = "built"
 SCRIPT_TIMEOUT_S = 240
-WHOLE_TIMEOUT_S = 300
+WHOLE_TIMEOUT_S = 600  # a container that ended several times is started again after up to 300 s
 JUDGED_TIMEOUT_S = 1500
 EAR = "tests.sabotage.ear"
 KUBECTL = "export KUBECONFIG=/etc/kubernetes/admin.conf; "
