@@ -70,9 +70,11 @@ def site() -> Iterator[Site]:
     with Site(("127.0.0.1", 0), Pages) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:  # of a test that fails, too: a server without its socket asks for it without end
+            server.shutdown()
+            thread.join()
 
 
 def url(server: Site, path: str = "/") -> str:
