@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 # Which drills and which lies `make test` picks, and whom they strike: make test SEED=7
-SEED ?= 1725
+SEED ?= 48345
 export PATH := $(PATH):$(CURDIR)/$(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What the lab uses of Debian: system containers, the mirror's builders, the registry; below, what compiles NDB.
@@ -22,7 +22,7 @@ certify: setup ## build the lab's target where it is not built, then judge every
 
 test: setup check ## unit tests, then the lab built from nothing, every feature run, and ten lies told to it
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests features -m "not faults and not sabotage and not alone and (short or not drill)" --chaos lab --drills 3 --seed $(SEED)
+	$(RUN)/pytest tests features -m "not faults and not sabotage and not alone and (short or not drill)" --chaos lab --drills 1 --seed $(SEED)
 	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; needs about 45 minutes

@@ -115,10 +115,13 @@ def one_more_is_ready(one_more: Grown, cluster: Cluster) -> None:
     def ready() -> bool:
         if found := nodes_not_ready(cluster, {name}):
             raise NotYet(found[name])
+        try:
+            each_takes_pods((one_more.machine,), cluster)
+        except AssertionError as error:  # the taint of a node that was not Ready goes a moment later
+            raise NotYet(str(error)) from error
         return True
 
     try:
         poll(f"{name} is Ready", ready, timeout_s=READY_TIMEOUT_S, interval_s=1)
     except DeadlineExceeded as error:
-        raise AssertionError(f"expected {name} Ready, found {error.last_state}") from error
-    each_takes_pods((one_more.machine,), cluster)
+        raise AssertionError(f"expected {name} Ready and open to Pods, found {error.last_state}") from error

@@ -145,7 +145,10 @@ def no_connector(environment: Environment) -> None:
     public = PublicHost.of(environment.edge)
 
     def told() -> bool:
-        answer = public.get("/")
+        try:
+            answer = public.get("/")
+        except OSError as error:  # it has not noticed yet, and waits for the connector
+            raise NotYet(str(error)) from error
         if (answer.status, "1033" in answer.text) != (NO_CONNECTOR, True):
             raise NotYet(f"it answers {answer.status}: {gist(answer.text)}")
         return True
