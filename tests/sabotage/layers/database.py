@@ -32,7 +32,7 @@ def second_data_node(stage: Stage) -> Machine:
 
 
 def sql(tell: str, undo: str) -> Tell:
-    """Told and taken back by root; `@` stands for the site's password, which travels by standard input."""
+    """Told and taken back by root; `@@` stands for the site's password, which travels by standard input."""
 
     @contextmanager
     def told(stage: Stage) -> Iterator[None]:
