@@ -42,23 +42,32 @@ place() {
     done
 }
 
+# What the lock says: whose it is, and its beat.
+seen() {
+    cat "$1/owner" "$1/beat" 2>/dev/null || true
+}
+
 take_lock() {
-    beat='' missed=0
-    until error=$(mkdir $lock 2>&1); do
-        case $error in *'File exists'*) ;; *) fail "${error#mkdir: }" ;; esac
-        last=$beat
-        beat=$(cat $lock/beat 2>/dev/null || true)
-        if [ "$beat" != "$last" ]; then missed=0; else missed=$((missed + 1)); fi
+    told='' missed=0
+    until error=$(mkdir $lock 2>&1) && { echo "$me" >$lock/owner; } 2>/dev/null; do
+        case $error in '' | *'File exists'*) ;; *) fail "${error#mkdir: }" ;; esac
+        last=$told
+        told=$(seen $lock)
+        if [ "$told" != "$last" ]; then missed=0; else missed=$((missed + 1)); fi
         if [ $missed -ge $beats_missed_max ]; then
-            echo >&2 "whoever was putting WordPress into $volume has ended; going on with it"
-            mv -T $lock "$own.stale" 2>/dev/null && rm -rf "$own.stale"
             missed=0
+            if mv -T $lock "$own.stale" 2>/dev/null; then
+                # Another one that waited may have been quicker: then this is its lock, and it gets that back.
+                [ "$(seen "$own.stale")" = "$told" ] || mv -T "$own.stale" $lock 2>/dev/null || true
+                rm -rf "$own.stale"
+                echo >&2 "whoever was putting WordPress into $volume has ended; going on with it"
+            fi
         fi
         sleep 1
     done
-    echo "$me" >$lock/owner
     count=0
-    while { echo $count >$lock/beat; } 2>/dev/null; do
+    while kill -0 $$ 2>/dev/null; do
+        { echo $count >$lock/beat; } 2>/dev/null || true
         count=$((count + 1))
         sleep 1
     done &
