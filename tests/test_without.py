@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.doctor import misses
+from lab.supervisor import ensure_ssh_key
 from tests.test_lab_doctor import GOOD
 
 ROOT = Path(__file__).parent.parent
@@ -165,14 +166,12 @@ def test_a_build_cache_on_a_full_disk_is_one_sentence(
 def test_without_a_network_a_hypervisor_is_one_sentence(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode:
         pytest.skip("A machine without network takes a network namespace: run this with sudo.")
-    (tmp_path / "secret").write_text("not-a-real-secret")
     text = (ROOT / "environments/lab.toml").read_text().replace('provider = "lab"\n', "")
     lines = [line for line in text.splitlines() if not line.startswith(("provider_options", "ca = "))]
     file = tmp_path / "alone.toml"
     file.write_text("\n".join(lines).replace("file:/var/lib/haproof-lab/", f"file:{tmp_path}/secret#"))
-    for name in ("api-token", "id_ed25519", "wordpress-db-password", "wordpress-admin-password"):
-        (tmp_path / f"secret#{name}").write_text("not-a-real-secret")
-    for name in ("cloudflare-token", "mailbox-token"):
+    ensure_ssh_key(tmp_path / "secret#id_ed25519")
+    for name in ("api-token", "wordpress-db-password", "wordpress-admin-password", "cloudflare-token", "mailbox-token"):
         (tmp_path / f"secret#{name}").write_text("not-a-real-secret")
     done = subprocess.run(
         ["unshare", "--net", sys.executable, "-m", "provisioning", "--env", str(file), "--plan"],
