@@ -51,7 +51,7 @@ HEALTHY_TIMEOUT_S = 60.0
 LOOK_S, LOOK_AROUND_S = 2.0, 5.0  # the target is busy enough
 SILENT_LOOKS = 3  # a hypervisor that is busy may leave out one
 CLOCK_STEP_S = 1.0
-END_TIMEOUT_S = BEGIN_TIMEOUT_S = 30.0
+BEGIN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 30.0
 # By then the runner has healed, or is no more: what is on the target heals itself.
 EXPIRES_AFTER_S = 60.0
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from chaos.history import History, Probe, Write
+from chaos.history import Aborted, History, Probe, Write
 
 # Failures amid answers that are closer together than this are one episode.
 EPISODE_S = 2.0
@@ -167,7 +167,8 @@ def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str
     for layer, asked in probes.items():
         try:
             if steady is None:
-                raise NothingMeasured(f"{layer} has no steady phase to be measured by")
+                why = "".join(f"; the drill ended early: {one.reason}" for one in history.of(Aborted))
+                raise NothingMeasured(f"{layer} has no steady phase to be measured by{why}")
             ruler = ruler_of(layer, asked, steady, header.intervals_s[layer])
         except NothingMeasured as error:
             unjudged[layer] = str(error)

@@ -206,6 +206,13 @@ def test_a_drill_without_an_end_is_not_judged() -> None:
     assert judge(history(life(), probes("vip"), phases=PHASES[:3])).finding.verdict is Verdict.UNKNOWN
 
 
+def test_why_a_drill_ended_before_it_was_steady_is_told_of_each_layer() -> None:
+    aborted = [Aborted(reason="nobody wrote yet", at_s=3.0)]
+    (layer,) = judge(history(probes("vip"), budget(1), aborted, phases=())).layers
+    assert layer.finding.verdict is Verdict.UNKNOWN
+    assert "the drill ended early: nobody wrote yet" in layer.finding.reason
+
+
 def test_what_was_never_looked_for_is_not_lost() -> None:
     said = judge(history(life(), probes("vip"), writes("a", "b"), phases=PHASES[:-1]))
     assert said.writes[0].lost == ()
