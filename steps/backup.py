@@ -25,6 +25,7 @@ START_TIMEOUT_S = 180
 MANAGEMENT_NODE, DATA_NODE, SQL_NODE = 1, 2, 3
 
 MISSING = ("no such table",)
+NO_SUCH_TABLE = "ERROR 1146"
 
 Tables = dict[str, tuple[str, ...]]
 
@@ -134,11 +135,24 @@ def fingerprints(rows: list[tuple[str, ...]], counts: list[tuple[str, ...]]) -> 
     return {name: (count, checksums[name]) for name, count in counts}
 
 
-def copied(scratch: Scratch, schema: str) -> Tables:
-    """Rows and checksum of each table that came to be there; one that the backup did not hold did not."""
-    names = [row[0] for row in scratch.query(f"SHOW TABLES FROM `{schema}`")]
-    checksums, counts = ask(schema, names)
-    return fingerprints(scratch.query(checksums), scratch.query(counts)) if names else {}
+def copied(scratch: Scratch, schema: str, names: list[str]) -> Tables:
+    """Rows and checksum of each table that came to be there; one that the backup did not hold did not.
+
+    A server learns of a restored table when the table is asked for by name; SHOW TABLES lists it some time later.
+    """
+    there = [name for name in names if _there(scratch, schema, name)]
+    checksums, counts = ask(schema, there)
+    return fingerprints(scratch.query(checksums), scratch.query(counts)) if there else {}
+
+
+def _there(scratch: Scratch, schema: str, name: str) -> bool:
+    try:
+        scratch.query(f"SELECT 1 FROM `{schema}`.`{name}` LIMIT 0")
+    except ActionFailed as error:
+        if NO_SUCH_TABLE not in error.output:
+            raise
+        return False
+    return True
 
 
 def ask(schema: str, names: list[str]) -> tuple[str, str]:
@@ -184,7 +198,7 @@ def restored(target: Session, ndb: Ndb, database: Database) -> dict[str, tuple[t
                 if index == 0:
                     target.shell.check(machine, f"{common} --restore-meta", timeout_s=300)
                 target.shell.check(machine, f"{common} --restore-data", timeout_s=300)
-            there = dict.fromkeys(names, MISSING) | copied(scratch, schema)
+            there = dict.fromkeys(names, MISSING) | copied(scratch, schema, names)
     finally:
         for machine in ndb.data:
             target.shell.check(machine, f"rm -rf {folder}")
