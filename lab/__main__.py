@@ -199,10 +199,16 @@ def _machines(node: Any) -> list[dict[str, Any]]:
 
 @app.command()
 def snapshot(name: str) -> None:
-    """Keep the disks of all machines as they are now under a name."""
+    """Keep the disks of all machines as they are now under a name; those that run are frozen meanwhile."""
     node = _node(_owner(Paths.default()))
     vms = _machines(node)
-    _await_tasks(node, {vm["name"]: node.qemu(vm["vmid"]).snapshot.post(snapname=name) for vm in vms})
+    running = [vm for vm in vms if node.qemu(vm["vmid"]).status.current.get()["qmpstatus"] == "running"]
+    # All of one moment: a database that is kept one machine after another is no database.
+    try:
+        _await_tasks(node, {vm["name"]: node.qemu(vm["vmid"]).status.suspend.post() for vm in running})
+        _await_tasks(node, {vm["name"]: node.qemu(vm["vmid"]).snapshot.post(snapname=name) for vm in vms})
+    finally:
+        _await_tasks(node, {vm["name"]: node.qemu(vm["vmid"]).status.resume.post() for vm in running})
     typer.echo(f"snapshot {name} of {len(vms)} machines")
 
 

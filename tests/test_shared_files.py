@@ -195,6 +195,20 @@ def test_what_one_closed_the_other_opens(share: Share) -> None:
     share.run("os.remove('passed')")
 
 
+def test_what_one_appends_the_other_reads_and_goes_on_from(share: Share) -> None:
+    """Close-to-open as well where the kernel of the one who opens has just been told another length."""
+    append = "with open('grown', 'a') as file: file.write({text!r})"
+    read = "os.stat('grown'); print(open('grown').read())"
+    wanted = ""
+    for number in range(6):
+        text = f"{number} " + "y" * number * 1000
+        share.run(append.format(text=text), on=number % 3 // 2)  # the second machine each third time
+        wanted += text
+        for on in (1, 0):
+            assert share.run(read, on=on) == wanted, f"machine {on} reads something else in round {number}"
+    share.run("os.remove('grown')")
+
+
 def test_a_mount_that_is_refused_is_none(share: Share) -> None:
     place = f"{share.place}-none"
     command = f"mkdir -p {place} && mount -t nfs -o nfsvers=3 {share.source}/no-such {place}"

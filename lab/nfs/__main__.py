@@ -88,9 +88,6 @@ def serve(host: str, path: str, target: str, options: Options, tell: int) -> Non
             attr_timeout=options.cached_s,
             entry_timeout=options.cached_s,
             negative_timeout=min(options.cached_s, 3.0),
-            # Close-to-open: at every open the attributes are asked anew, and pages kept only if they are the same.
-            auto_cache=True,
-            ac_attr_timeout=0,
             ro=options.read_only,
         )
     except (OSError, RuntimeError) as error:

@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 KEPT_S = 10.0  # how long a name leads to a handle without asking again: no longer than the kernel keeps names itself
 GROUPS_KEPT_S = 5.0
+CACHED_MAX = 100_000  # files
 PENDING_MAX = 16 << 20  # bytes of a file that a server may have lost; beyond, they are committed
 KIND_OF = {stat.S_IFIFO: FIFO, stat.S_IFSOCK: SOCKET, stat.S_IFBLK: BLOCK, stat.S_IFCHR: CHARACTER}
 
@@ -54,10 +55,14 @@ def groups_in(status: str) -> tuple[int, ...]:
 
 @dataclass
 class OpenFile:
-    """An open file: whose it is, and what the server may still lose, with the verifiers that it was given for it."""
+    """An open file: whose it is, and what the server may still lose, with the verifiers that it was given for it.
+
+    `passed_by` says that the kernel's cache is passed by, for the kernel has another size of the file in mind.
+    """
 
     handle: bytes
     caller: Caller
+    passed_by: bool = False
     pending: list[tuple[int, bytes]] = field(default_factory=list)
     verifiers: set[bytes] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -84,7 +89,7 @@ class Names:
     def put(self, parent: bytes, name: str, node: Node) -> None:
         """Remember it."""
         with self._lock:
-            if len(self._found) > 100_000:
+            if len(self._found) > CACHED_MAX:
                 self._found.clear()
             self._found[parent, name] = (time.monotonic() + KEPT_S, node)
 
@@ -99,6 +104,33 @@ class Names:
             self._found.clear()
 
 
+class Cached:
+    """What the kernel has of files: the size that it goes by, and what each was like when its pages were read."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[bytes, int] = {}
+        self._versions: dict[bytes, tuple[int, int, int]] = {}
+
+    def told(self, node: Node) -> None:
+        """The kernel was given these attributes."""
+        if len(self._sizes) > CACHED_MAX:
+            self._sizes.clear()
+        self._sizes[node.handle] = node.attributes.size
+
+    def wrote(self, handle: bytes, end: int) -> None:
+        """The kernel has a file of at least this many bytes now, for it wrote them itself."""
+        self._sizes[handle] = max(end, self._sizes.get(handle, 0))
+
+    def opened(self, handle: bytes, now: Attributes) -> tuple[bool, bool]:
+        """Whether the size that the kernel has still holds, and whether its pages do."""
+        version = (now.size, now.mtime_ns, now.ctime_ns)
+        if len(self._versions) > CACHED_MAX:
+            self._versions.clear()
+        same = self._versions.get(handle) == version
+        self._versions[handle] = version
+        return self._sizes.get(handle) == now.size, same
+
+
 class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no types
     """What FUSE asks for. Paths are absolute within the mount; every failure is an OSError."""
 
@@ -108,6 +140,7 @@ class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._names = Names()
+        self._cached = Cached()
         self._open: dict[int, OpenFile] = {}
         self._next = 0
         self._lock = threading.Lock()
@@ -190,14 +223,18 @@ class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no 
         """Asked of the server each time: what may be kept, the kernel keeps."""
         caller = self._caller()
         if fi is not None and (opened := self._open.get(fi.fh)):
-            return stat_of(self._server.attributes(opened.handle, caller))
+            return self._told(Node(opened.handle, self._server.attributes(opened.handle, caller)))
         try:
-            return stat_of(self._at(path or "/", caller, fresh=True).attributes)
+            return self._told(self._at(path or "/", caller, fresh=True))
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
         self._names.clear()
-        return stat_of(self._at(path or "/", caller, fresh=True).attributes)
+        return self._told(self._at(path or "/", caller, fresh=True))
+
+    def _told(self, node: Node) -> dict[str, int]:
+        self._cached.told(node)
+        return stat_of(node.attributes)
 
     def _change(self, path: str, changes: Changes) -> None:
         caller = self._caller()
@@ -310,16 +347,25 @@ class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no 
 
     # -- what is in a file
 
-    def _opened(self, handle: bytes, caller: Caller, fi: Any) -> None:
+    def _opened(self, handle: bytes, caller: Caller, fi: Any, *, passed_by: bool = False) -> None:
         with self._lock:
             self._next += 1
             fi.fh = self._next
-            self._open[fi.fh] = OpenFile(handle, caller)
+            self._open[fi.fh] = OpenFile(handle, caller, passed_by)
 
     def open(self, path: str, fi: Any) -> None:
-        """Open a file; the kernel has just asked for its attributes, and checked the permissions by them."""
+        """Open a file, as it is at the server now (close-to-open); the kernel has checked the permissions.
+
+        FUSE has no answer to an open that says how long the file is: where the kernel is wrong, its cache is passed by.
+        """
         caller = self._caller()
-        self._with(path, lambda node: self._opened(node.handle, caller, fi), caller)
+
+        def opened(node: Node) -> None:
+            sized, same = self._cached.opened(node.handle, self._server.attributes(node.handle, caller))
+            fi.keep_cache, fi.direct_io = int(sized and same), int(not sized)
+            self._opened(node.handle, caller, fi, passed_by=not sized)
+
+        self._with(path, opened, caller)
 
     def create(self, path: str, mode: int, fi: Any) -> None:
         """Make a file and open it; with O_EXCL, only one that was not there."""
@@ -339,6 +385,9 @@ class FileSystem(fusepy.Operations):  # type: ignore[misc]  # the module has no 
         """Give the server bytes, and keep them until they are on its disk."""
         opened = self._open[fi.fh]
         with opened.lock:
+            self._cached.wrote(opened.handle, offset + len(data))
+            if opened.passed_by and fi.flags & os.O_APPEND:
+                offset = self._server.attributes(opened.handle, opened.caller).size
             opened.verifiers.add(self._server.write(opened.handle, offset, data, opened.caller))
             opened.pending.append((offset, data))
             if opened.pending_bytes > PENDING_MAX:

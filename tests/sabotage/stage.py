@@ -100,18 +100,21 @@ class Stage:
     def keep(self) -> None:
         """Keep the disks of all machines, unless they were kept before; raises HypervisorError.
 
-        Switched off for it: data nodes of which one stands still while it is copied take it for dead, and what is kept
-        of them at different times is no database.
+        All of one moment, as a power cut would leave them: data nodes of which one goes on while another is copied are
+        no database.
         """
         hypervisor, machines = self.session.hypervisor, self.environment.machines
         if all(self._kept(machine) for machine in machines):
             return
-        in_parallel(machines, lambda machine: hypervisor.shutdown(machine.vmid))
-        for machine in machines:
-            if self._kept(machine):
-                hypervisor.task("delete", f"qemu/{machine.vmid}/snapshot/{SNAPSHOT}")
-            hypervisor.task("post", f"qemu/{machine.vmid}/snapshot", snapname=SNAPSHOT)
-        self._start()
+        try:
+            in_parallel(machines, lambda machine: hypervisor.suspend(machine.vmid))
+            for machine in machines:
+                if self._kept(machine):
+                    hypervisor.task("delete", f"qemu/{machine.vmid}/snapshot/{SNAPSHOT}")
+                hypervisor.task("post", f"qemu/{machine.vmid}/snapshot", snapname=SNAPSHOT)
+        finally:
+            in_parallel(machines, lambda machine: hypervisor.resume(machine.vmid))
+        self.await_whole()
 
     def roll_back(self) -> None:
         """Put all disks back to what was kept, start every machine, and wait; raises HypervisorError."""
@@ -119,12 +122,9 @@ class Stage:
         in_parallel([m for m in machines if hypervisor.power(m.vmid) != "stopped"], lambda m: hypervisor.stop(m.vmid))
         for machine in machines:
             hypervisor.task("post", f"qemu/{machine.vmid}/snapshot/{SNAPSHOT}/rollback")
-        self._start()
+        in_parallel(machines, lambda machine: hypervisor.start(machine.vmid))
+        self.await_whole()
 
     def _kept(self, machine: Machine) -> bool:
         rows = self.session.hypervisor.call("get", f"qemu/{machine.vmid}/snapshot")
         return SNAPSHOT in {row["name"] for row in rows}
-
-    def _start(self) -> None:
-        in_parallel(self.environment.machines, lambda machine: self.session.hypervisor.start(machine.vmid))
-        self.await_whole()
