@@ -197,15 +197,16 @@ def test_what_one_closed_the_other_opens(share: Share) -> None:
 
 def test_what_one_appends_the_other_reads_and_goes_on_from(share: Share) -> None:
     """Close-to-open as well where the kernel of the one who opens has just been told another length."""
-    append = "with open('grown', 'a') as file: file.write({text!r})"
-    read = "os.stat('grown'); print(open('grown').read())"
     wanted = ""
+    share.run("open('grown', 'w').close()")
     for number in range(6):
-        text = f"{number} " + "y" * number * 1000
-        share.run(append.format(text=text), on=number % 3 // 2)  # the second machine each third time
+        text = f"{number}" + "y" * number * 1000
+        for on in (0, 1):
+            share.run("os.stat('grown')", on=on)
+        share.run(f"with open('grown', 'a') as file: file.write({text!r})", on=number % 2)
         wanted += text
-        for on in (1, 0):
-            assert share.run(read, on=on) == wanted, f"machine {on} reads something else in round {number}"
+        for on in (1 - number % 2, number % 2):
+            assert share.run("print(open('grown').read())", on=on) == wanted, f"machine {on}, round {number}"
     share.run("os.remove('grown')")
 
 
