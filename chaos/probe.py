@@ -10,7 +10,6 @@ import errno
 import heapq
 import http.client
 import os
-import random
 import select
 import signal
 import socket
@@ -24,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pymysql
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -36,6 +35,7 @@ CHUNK = 4096
 IDLE_MAX_S = 1.0
 SOURCE_PORTS = range(10_000, 32_768)  # below those that the kernel picks
 PORTS_TRIED = 100
+PORTS_PER_S = 50  # of one address twenty, of each replica five, and whole pages: all are back in seven minutes
 
 
 class Question(BaseModel):
@@ -66,13 +66,16 @@ class AtPort(Question):
     port: int
 
 
-def source_ports(first: int) -> Iterator[int]:
-    """Each port in its turn, from the first-th on, over and over. Pure.
+def source_ports(since_epoch_s: float) -> Iterator[int]:
+    """Each port in its turn, over and over, from one on that the clock gives. Pure.
 
     The kernel's own choice comes back to a port within a minute. A connection that went to a machine without power is
-    remembered for two (nf_conntrack_tcp_timeout_syn_sent), and what comes from the same port is sent after it: visitors
-    have many addresses, and so many ports, and do not meet that; all questions come from one address.
+    remembered for two (nf_conntrack_tcp_timeout_syn_sent, and as long of one that is being closed), after it was tried
+    for the last time; what comes from the same port is sent after it. Visitors have many addresses, and so many ports,
+    and do not meet that; all questions come from one address. So nobody asks from a port that was asked from before in
+    these minutes, by this process or by an earlier one, as long as no more than PORTS_PER_S are taken.
     """
+    first = int(since_epoch_s * PORTS_PER_S) % len(SOURCE_PORTS)
     return cycle([*SOURCE_PORTS[first:], *SOURCE_PORTS[:first]])
 
 
@@ -82,8 +85,8 @@ class Page(AtPort):
     kind: Literal["page"] = "page"
     path: str = "/"
     name: Annotated[str, Field(description="the host that is asked for")] = ""
-    # A cycle's next() is atomic.
-    _ports: Iterator[int] = PrivateAttr(default_factory=lambda: source_ports(random.randrange(len(SOURCE_PORTS))))
+    # One sequence for all pages that a process asks for. A cycle's next() is atomic.
+    _ports: ClassVar[Iterator[int]] = source_ports(time.time())
 
     def _connected(self) -> socket.socket:
         for port in islice(self._ports, PORTS_TRIED):

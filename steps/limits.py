@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import pytest
@@ -247,7 +247,8 @@ def upload_in_the_dark(editor: Editor, power: Power, environment: Environment) -
 
 @then("the upload ends well once the file server is back")
 def upload_ends(pending_upload: Future[None], power: Power) -> None:
-    """It had not ended before."""
-    assert not pending_upload.done(), f"expected the upload to wait, found it ended: {pending_upload.exception()}"
+    """It had not ended before, for longer than a mount would wait that gives up."""
+    ended, _ = wait((pending_upload,), timeout=WATCHED_S)
+    assert not ended, f"expected the upload to wait, found it ended: {pending_upload.exception()}"
     power.heal()
     pending_upload.result(timeout=WHOLE_TIMEOUT_S)

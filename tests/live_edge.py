@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from lab import credentials
 from provisioning.account import Account
 from provisioning.poll import NotYet, poll
 from provisioning.public import PublicHost
+from tests.served import served
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -60,12 +60,8 @@ class Origin:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            try:
-                yield f"127.0.0.1:{server.server_address[1]}"
-            finally:
-                server.shutdown()
+        with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+            yield f"127.0.0.1:{server.server_address[1]}"
 
 
 @dataclass

@@ -21,6 +21,7 @@ from chaos.history import FILE, Header, History, Phase, Recorder
 from chaos.lifeline import helper
 from chaos.outage import Outage, of_history
 from chaos.probe import Page, Plan
+from tests.served import served
 
 INTERVAL_S = 0.05
 STEADY_S, BETWEEN_S, FLAP_S = 5.0, 2.0, 1.0
@@ -90,14 +91,10 @@ class Quiet(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served() -> Iterator[int]:
+def quiet() -> Iterator[int]:
     """A server on loopback; its port."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with served(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)) as server:
         yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 def nft(command: str) -> float:
@@ -121,7 +118,7 @@ def outage(seconds: float) -> Truth:
 
 def measure(lengths_s: Sequence[float], between_s: float, quiet_s: float = 0.0) -> Measured:
     """Make the outages one after another, and measure them from a history, as a drill does."""
-    with tempfile.TemporaryDirectory() as name, served() as port:
+    with tempfile.TemporaryDirectory() as name, quiet() as port:
         folder = Path(name)
         recorder = Recorder.into(folder / FILE)
         plan = Plan(questions=(Page(layer="page", host="127.0.0.1", port=port, interval_s=INTERVAL_S, timeout_s=4),))

@@ -2,7 +2,6 @@
 
 import http.server
 import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from chaos.probe import Call, PublicPage, ask_one
+from tests.served import served
 
 NAME = "www.example.org"
 
@@ -81,14 +81,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
-    with http.server.ThreadingHTTPServer(("localhost", 0), Answers) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        site.port = server.server_port
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Answers)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    site.port = server.server_port
+    with served(server):
         yield site
-        server.shutdown()
-        thread.join()
 
 
 def page(site: Site, name: str = NAME) -> PublicPage:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from chaos.history import Header, History, Probe, parse
-from chaos.probe import SOURCE_PORTS, Member, Page, Plan, Port, Spoken, ask_one
+from chaos.probe import PORTS_PER_S, SOURCE_PORTS, Member, Page, Plan, Port, Spoken, ask_one, source_ports
 from provisioning.poll import poll
+from tests.served import served
 
 ROOT = Path(__file__).parent.parent
 INTERVAL_S = 0.05
@@ -36,12 +37,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with served(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)) as server:
         yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -186,11 +183,18 @@ def test_no_question_comes_from_a_port_that_was_used_just_before() -> None:
     assert len(SOURCE_PORTS) > 120 / page.interval_s
 
 
-def test_a_port_that_somebody_else_has_is_passed_over() -> None:
+def test_a_process_asks_from_no_port_that_an_earlier_one_had_in_the_last_four_minutes() -> None:
+    for began_s in (0.0, 1_000_000.3, 1_764_000_123.9):
+        first = {*itertools.islice(source_ports(began_s), 100 * PORTS_PER_S)}
+        for later_s in (100, 150, 240):
+            assert first.isdisjoint(itertools.islice(source_ports(began_s + later_s), 100 * PORTS_PER_S))
+
+
+def test_a_port_that_somebody_else_has_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as other:
         page = Page(layer="vip", host="127.0.0.1", port=server.getsockname()[1])
         other.bind(("", next(page._ports)))
-        page._ports = itertools.chain([other.getsockname()[1]], page._ports)
+        monkeypatch.setattr(Page, "_ports", itertools.chain([other.getsockname()[1]], page._ports))
 
         def refuse() -> None:
             server.accept()[0].close()

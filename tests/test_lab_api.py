@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -17,6 +16,7 @@ from lab.driver import Nic
 from lab.tasks import UPID
 from tests.fake_driver import FakeDriver
 from tests.lab_client import IMAGE, PASSWORD, SECRET, TOKEN, LabClient
+from tests.served import served
 
 QEMU = "/nodes/pve/qemu"
 UNDEFINED = "property is not defined in schema and the schema does not allow additional properties"
@@ -36,10 +36,8 @@ def mirror(tmp_path: Path) -> Iterator[str]:
     folder.mkdir()
     (folder / "disk.raw").write_bytes(IMAGE)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with served(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
         yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 # ------------------------------------------------------------------ who may call

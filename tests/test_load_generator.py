@@ -24,6 +24,7 @@ from load.plan import Plan
 from load.record import LINE, Header, read
 from load.run import Incomplete, Refused, Where, check, free_port, place, run
 from provisioning.poll import poll
+from tests.served import served
 from tests.test_load import HEADER, LAB, plan
 
 ROOT = Path(__file__).parent.parent
@@ -67,14 +68,8 @@ class Pages(BaseHTTPRequestHandler):
 
 @contextmanager
 def site() -> Iterator[Site]:
-    with Site(("127.0.0.1", 0), Pages) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:  # of a test that fails, too: a server without its socket asks for it without end
-            server.shutdown()
-            thread.join()
+    with served(Site(("127.0.0.1", 0), Pages)) as server:
+        yield server
 
 
 def url(server: Site, path: str = "/") -> str:

@@ -26,6 +26,7 @@ from load.plan import Editor
 from load.record import Request, read
 from load.run import run
 from load.visit import COMMENT_MARK, OK, Desk, Failed, Reply, Session, assets, links
+from tests.served import served
 from tests.test_load import HEADER, plan
 
 PAGE = """<link rel='stylesheet' href='http://x/wp-includes/style.css?ver=6'><script src="/wp.js"></script>
@@ -126,15 +127,10 @@ class Pages(BaseHTTPRequestHandler):
 
 @contextmanager
 def blogging() -> Iterator[Blog]:
-    with Blog(("127.0.0.1", 0), Pages) as server:
-        server.kept = Kept()
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    blog = Blog(("127.0.0.1", 0), Pages)
+    blog.kept = Kept()
+    with served(blog):
+        yield blog
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import subprocess
-import threading
 from collections.abc import Iterator
 from functools import partial
 from http import HTTPStatus
@@ -18,6 +17,7 @@ from lab.mirror.content import assembly, recipes
 from lab.mirror.debs import REPOSITORY
 from lab.mirror.images import registry
 from lab.mirror.upstream import FetchedImages, FetchedManifests, FetchedPackages, newest, stanzas
+from tests.served import served
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -38,15 +38,13 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Any]:
-    served: Any = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
-    served.asked, served.unwell = [], 0
-    served.folder = tmp_path / "served"
-    served.url = f"http://127.0.0.1:{served.server_port}/"
-    served.folder.mkdir()
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield served
-    served.shutdown()
-    served.server_close()
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
+    server.asked, server.unwell = [], 0
+    server.folder = tmp_path / "served"
+    server.url = f"http://127.0.0.1:{server.server_port}/"
+    server.folder.mkdir()
+    with served(server):
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.served import served
+
 
 @dataclass(frozen=True)
 class Says:
@@ -98,13 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(*script: Says, tls: tuple[Path, Path] | None = None) -> Iterator[Unreliable]:
     """The server, for as long as the block lasts."""
-    server = Unreliable(script, tls)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.over.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Unreliable(script, tls)) as server:
+        try:
+            yield server
+        finally:
+            server.over.set()
