@@ -1,7 +1,7 @@
 """`pytest` certifies: opens the target of an environment, builds what is missing, and lets the features judge it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NoReturn
 
@@ -82,6 +82,19 @@ def target(pytestconfig: pytest.Config) -> Iterator[Session]:
             except REFUSALS as error:
                 end_without_target(str(error))
         yield session
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Shows a line of progress on long work, although pytest captures output."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
+
+    def said(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.write_line(line)
+
+    return said
 
 
 def end_without_target(cause: str) -> NoReturn:

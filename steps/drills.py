@@ -118,12 +118,12 @@ def at_work(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iter
         raise NotExercised(f"--chaos says “{named}”, and the environment is {environment.name}")
     if not environment.chaos.allowed:
         raise NotExercised(f"chaos.allowed is false in the environment {environment.name}")
-    terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
+    say: Callable[[str], None] = request.getfixturevalue("say")
     with watched_over(pytestconfig.option.env):
         folder: Path = request.getfixturevalue("evidence_folder")
         kept = partial(_kept, request.node)
         option = pytestconfig.option
-        yield Drills(target, option.env, option.seed, folder, kept, lambda line: terminal.write_line(f"  {line}"))
+        yield Drills(target, option.env, option.seed, folder, kept, lambda line: say(f"  {line}"))
 
 
 def _kept(scenario: pytest.Item, folder: Path) -> None:

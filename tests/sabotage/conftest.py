@@ -1,5 +1,7 @@
 """The stage that lies are told on, and the matrix that they make."""
 
+from collections.abc import Callable
+
 import pytest
 from rich.console import Console
 
@@ -7,7 +9,7 @@ from provisioning.report import Terminal
 from provisioning.session import open_session
 from tests.sabotage.features import every_scenario
 from tests.sabotage.lie import Lie
-from tests.sabotage.matrix import Row, lines
+from tests.sabotage.matrix import Row, line, lines
 from tests.sabotage.stage import Stage
 
 MATRIX = pytest.StashKey[list[Row]]()
@@ -29,9 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def matrix(pytestconfig: pytest.Config) -> list[Row]:
-    """What came of the lies so far."""
-    return pytestconfig.stash[MATRIX]
+def note(pytestconfig: pytest.Config, say: Callable[[str], None]) -> Callable[[Row], None]:
+    """Takes down what came of a lie, and says it at once: the whole matrix is long in coming."""
+
+    def noted(row: Row) -> None:
+        pytestconfig.stash[MATRIX].append(row)
+        say(line(row))
+        if row.complaint:
+            say(f"  {row.complaint}")
+
+    return noted
 
 
 @pytest.fixture(scope="session")
@@ -54,5 +63,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The matrix."""
     if rows := config.stash[MATRIX]:
         terminalreporter.section("sabotage")
-        for line in lines(rows, every_scenario()):
-            terminalreporter.write_line(line)
+        for text in lines(rows, every_scenario()):
+            terminalreporter.write_line(text)

@@ -49,6 +49,14 @@ def on(pick: Pick, tell: str, undo: str) -> Tell:
     return told
 
 
+def edited(path: str, expression: str) -> str:
+    """A script: the file is another one by sed's `expression`, and kept as it was beside it; fails where it is not."""
+    return (
+        f"cp -p {path} {path}.sabotage; sed -i '{expression}' {path}; "
+        f"if cmp -s {path} {path}.sabotage; then echo {path} says nothing to change >&2; exit 1; fi"
+    )
+
+
 @contextmanager
 def nothing(_: Stage) -> Iterator[None]:
     """Nothing is told to the target."""

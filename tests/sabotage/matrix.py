@@ -101,14 +101,15 @@ def unbroken(rows: Iterable[Row], scenarios: Iterable[Told]) -> tuple[str, ...]:
     return tuple(s.name for s in scenarios if s.name not in broken and "drill" not in s.tags)
 
 
+def line(row: Row) -> str:
+    """What came of a lie, in one line."""
+    sign, caught = "!" if row.complaint else "+", "; ".join(row.caught) or "MISSED"
+    times = f"{row.judged_s:4.0f} s {row.whole_s:4.0f} s"
+    return f"{sign} {row.lie.layer:<13} {row.lie.name:<44} {times}  {', '.join(row.lie.breaks)}: {caught}"
+
+
 def lines(rows: Sequence[Row], scenarios: Sequence[Told]) -> list[str]:
     """The matrix for people: a line a lie, then what is wrong, then what was never broken."""
-
-    def line(row: Row) -> str:
-        sign, caught = "!" if row.complaint else "+", "; ".join(row.caught) or "MISSED"
-        times = f"{row.judged_s:4.0f} s {row.whole_s:4.0f} s"
-        return f"{sign} {row.lie.layer:<13} {row.lie.name:<44} {times}  {', '.join(row.lie.breaks)}: {caught}"
-
     caught = sum(not row.missed and not row.trouble for row in rows)
     alarms, left = sum(len(row.alarms) for row in rows), unbroken(rows, scenarios)
     return [

@@ -1,7 +1,7 @@
 """Each lie is told to a built lab, caught by the promises that it breaks and by no other, and taken back."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("lie", lies, ids=lambda lie: lie.name)
 
 
-def test_a_lie_is_caught(lie: Lie, stage: Stage, matrix: list[Row], pytestconfig: pytest.Config) -> None:
+def test_a_lie_is_caught(lie: Lie, stage: Stage, note: Callable[[Row], None], pytestconfig: pytest.Config) -> None:
     tags = {scenario.name: scenario.tags for scenario in SCENARIOS}
     asked = {*owing(lie, SCENARIOS), *bystanders(lie, SCENARIOS, pytestconfig.option.seed, BYSTANDERS)}
     found: Mapping[str, Finding] = {}
@@ -53,5 +53,5 @@ def test_a_lie_is_caught(lie: Lie, stage: Stage, matrix: list[Row], pytestconfig
     except TROUBLE as error:
         trouble = f"{trouble}; not whole again: {error}"
     row = Row(lie, found, tags, judged_s, time.monotonic() - began_s - judged_s, trouble)
-    matrix.append(row)
+    note(row)
     assert not row.complaint, row.complaint

@@ -1,7 +1,7 @@
 """Lies about what is configured on a Kubernetes node."""
 
 from environments.model import Machine, Role
-from tests.sabotage.lie import Lie, Tell, on
+from tests.sabotage.lie import Lie, Tell, edited, on
 from tests.sabotage.stage import Stage
 
 LAYER = "nodes"
@@ -20,11 +20,7 @@ def away(path: str) -> Tell:
 
 def sed(path: str, old: str, new: str, then: str = "true") -> Tell:
     """A file says something else, and somebody takes notice of it."""
-    return on(
-        worker,
-        f"cp -p {path} {path}.sabotage; sed -i 's|{old}|{new}|' {path}; ! cmp -s {path} {path}.sabotage; {then}",
-        f"mv {path}.sabotage {path}; {then}",
-    )
+    return on(worker, f"{edited(path, f's|{old}|{new}|')}; {then}", f"mv {path}.sabotage {path}; {then}")
 
 
 SHAM = '#!/bin/sh\\necho {\\"clientVersion\\": {\\"gitVersion\\": \\"v1.29.0\\"}}\\n'

@@ -1,5 +1,6 @@
 """Lies about the site's replicas: how many, where, with which files and which secrets."""
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,12 @@ KEYS = [
     f"WORDPRESS_{n}"
     for n in ("AUTH_KEY", "SECURE_AUTH_KEY", "LOGGED_IN_KEY", "AUTH_SALT", "SECURE_AUTH_SALT", "LOGGED_IN_SALT")
 ]
+# Each another one: keys that are alike WordPress passes over (wp_salt).
 OWN_KEYS = ", ".join(
-    f'{{"name": "{key}", "valueFrom": {{"fieldRef": {{"fieldPath": "metadata.name"}}}}}}' for key in KEYS
+    (
+        '{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}',
+        *(f'{{"name": "{key}", "value": "{key} of $(POD)"}}' for key in KEYS),
+    )
 )
 
 
@@ -37,12 +42,16 @@ def of_pods(pod: str, undo: str) -> Tell:
 
 
 def inside(tell: str, undo: str) -> Tell:
-    """In the mounts of the replica on the last worker, which nobody else sees; `undo` may find it gone."""
+    """In the mounts of the replica on the last worker, which nobody else sees; `undo` may find it gone.
+
+    The web server begins anew each time (gracefully): it keeps the programs that it has read.
+    """
     enter = (
         "pid=$(crictl inspect -o go-template --template '{{.info.pid}}' "
         f"$(crictl ps -q --name '^{NAME}$' | head -1)); nsenter -t $pid -m --"
     )
-    return on(worker, f"{enter} sh -c '{tell}'", f"{enter} sh -c '{undo}' || true")
+    anew = "kill -USR1 $pid"
+    return on(worker, f"{enter} sh -c '{tell}'; {anew}", f"{enter} sh -c '{undo}' && {anew} || true")
 
 
 @contextmanager
@@ -165,7 +174,15 @@ NO_EMPTY_DIR = (
     '{"volumes": [{"name": "own", "$patch": "delete"}], "containers": [{"name": "wordpress", "volumeMounts": '
     f'[{{"mountPath": "{UPLOADS}", "$patch": "delete"}}]}}]}}'
 )
-NO_KEYS = ", ".join(f'{{"name": "{key}", "$patch": "delete"}}' for key in KEYS)
+NO_KEYS = ", ".join(f'{{"name": "{key}", "$patch": "delete"}}' for key in ("POD", *KEYS))
+# As a cache in front of it would: who writes is let through, who reads gets what was there once.
+CACHED = base64.b64encode(
+    b"""<?php
+if ($_SERVER['REQUEST_METHOD'] === 'GET' && $_SERVER['REQUEST_URI'] === '/') { echo 'an old page'; exit; }
+define('WP_USE_THEMES', true);
+require '/var/www/html/wp-blog-header.php';
+"""
+).decode()
 LIES = (
     Lie(
         "two-replicas",
@@ -190,7 +207,7 @@ LIES = (
         "stale-files-on-one-replica",
         LAYER,
         ("P7",),
-        "expected .* as uploaded, found status 404",
+        "expected .* as uploaded, found status (301|404)",
         inside(f"mkdir -p {UPLOADS} && mount -t tmpfs sabotage {UPLOADS}", f"umount {UPLOADS}"),
         scenarios=("An image that is uploaded through the virtual address is on every replica",),
     ),
@@ -200,8 +217,9 @@ LIES = (
         ("P4", "P7"),
         "on the front page, and it is not there",
         inside(
-            "echo old > /dev/shm/index.php && mount --bind /dev/shm/index.php /var/www/html/index.php",
-            "umount /var/www/html/index.php",
+            f"echo {CACHED} | base64 -d > /dev/shm/index.php && "
+            "mount --bind /dev/shm/index.php /var/www/html/index.php",
+            "umount -l /var/www/html/index.php",
         ),
         scenarios=("A post that is published through the virtual address is there for everybody",),
     ),
