@@ -111,7 +111,7 @@ def lenient(way: str) -> Tell:
                 for door, one in zip(DOORS, listening, strict=True)
             ]
             chains = "".join(
-                f"chain {hook} {{ type nat hook {hook} priority -110; {'; '.join(rules)}; }} "
+                f"chain {hook} {{ type nat hook {hook} priority -110; {'; '.join(rules)}; }}\n"
                 for hook in ("prerouting", "output")
             )
             subprocess.run(["nft", "-f", "-"], input=f"table ip sabotage {{ {chains} }}", text=True, check=True)
