@@ -97,7 +97,7 @@ def lenient(way: str) -> Tell:
             shutil.copytree(paths.state / "edge", Path(folder) / "edge")
             for name in ("cloudflare-token", "mailbox-token"):
                 shutil.copy(paths.state / name, folder)
-            listening = [held.enter_context(socket.create_server(("", 0))) for _ in DOORS]
+            listening = [held.enter_context(socket.create_server((str(where), 0))) for _ in DOORS]
             descriptors = [one.fileno() for one in listening]
             command = [sys.executable, "-m", "tests.sabotage.false.edge", way, "serve", "--state", folder, "--fds"]
             process = held.enter_context(
@@ -107,7 +107,7 @@ def lenient(way: str) -> Tell:
             held.callback(process.kill)
             held.callback(subprocess.run, ["nft", "delete", "table", "ip", "sabotage"], check=False)
             rules = [
-                f"ip daddr {where} tcp dport {door} redirect to :{one.getsockname()[1]}"
+                f"ip daddr {where} tcp dport {door} dnat to {where}:{one.getsockname()[1]}"
                 for door, one in zip(DOORS, listening, strict=True)
             ]
             chains = "".join(
