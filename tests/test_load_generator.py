@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,9 +227,8 @@ def test_workers_elsewhere_send_their_share_and_end_with_the_run(tmp_path: Path)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
 def test_no_worker_outlives_the_command_that_started_it(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "load", "work", f"127.0.0.1:{free_port()}", "--workers", "2"]
-    # Whoever runs these tests in the background may have them ignore Ctrl-C.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heeds) as work:
+    # What is started in the background by a shell may have been told to ignore Ctrl-C.
+    with subprocess.Popen(["env", "--default-signal=INT", *command], cwd=ROOT) as work:
         pids = poll("two workers", lambda: both if len(both := children(work.pid)) == 2 else None, timeout_s=60)
         poll("workers at work", lambda: all(b"generator" in cmdline(pid) for pid in pids), timeout_s=60)
         work.send_signal(number)
