@@ -60,12 +60,8 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What disrupts comes last, so that everything else judges the target as it was found.
-
-    Drills before the other disruptive ones: they begin with a steady target, and what was connected to a replica that
-    was cut off may wait for it for minutes.
-    """
-    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("disruptive", "drill")])
+    """What disrupts comes last, so that everything else judges the target as it was found."""
+    items.sort(key=lambda item: [item.get_closest_marker(name) is not None for name in ("drill", "disruptive")])
 
 
 @pytest.fixture(scope="session")
