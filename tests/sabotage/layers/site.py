@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME, documents
 from tests.sabotage.layers.cluster import kubectl
 from tests.sabotage.layers.nodes import worker
-from tests.sabotage.layers.storage import server
 from tests.sabotage.lie import Lie, Tell, on, together
 from tests.sabotage.stage import Stage
 
@@ -156,14 +155,14 @@ def restarted_afterwards(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def address_told(stage: Stage) -> Iterator[None]:
-    """Every page says in a header which machine it comes from."""
-    folder = f"{stage.environment.nfs.export}/wp-content/mu-plugins"
-    vip = stage.environment.wordpress.vip
-    plugin = f'<?php header("X-Served-By: {vip}");'
-    with on(server, f"mkdir -p {folder}; echo '{plugin}' > {folder}/sabotage.php", f"rm -f {folder}/sabotage.php")(
-        stage
-    ):
+    """Every page says in a header which machine it comes from. By a replica: the server has names in memory."""
+    folder, within = "/var/www/html/wp-content/mu-plugins", f"{HERE} exec -i deployment/{NAME} -- sh -c"
+    plugin = f'<?php header("X-Served-By: {stage.environment.wordpress.vip}");'
+    try:
+        stage.kubectl(f"{within} 'mkdir -p {folder} && cat > {folder}/sabotage.php'", stdin=plugin)
         yield
+    finally:
+        stage.kubectl(f"{within} 'rm -rf {folder}'")
 
 
 EMPTY_DIR = (
@@ -216,10 +215,13 @@ LIES = (
         LAYER,
         ("P4", "P7"),
         "on the front page, and it is not there",
-        inside(
-            f"echo {CACHED} | base64 -d > /dev/shm/index.php && "
-            "mount --bind /dev/shm/index.php /var/www/html/index.php",
-            "umount -l /var/www/html/index.php",
+        together(
+            restarted_afterwards,
+            inside(
+                f"echo {CACHED} | base64 -d > /dev/shm/index.php && "
+                "mount --bind /dev/shm/index.php /var/www/html/index.php",
+                "umount -l /var/www/html/index.php",
+            ),
         ),
         scenarios=("A post that is published through the virtual address is there for everybody",),
     ),
