@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle, islice
@@ -51,9 +52,9 @@ class Question(BaseModel):
         """How many may wait when nothing is answered, with some to spare."""
         return int(2 * self.timeout_s / self.interval_s) + 2
 
+    @abstractmethod
     def ask(self) -> None:
         """Return when it is answered; raises OSError and others with the reason why it is not."""
-        raise NotImplementedError
 
     def leave(self) -> None:
         """Drop what was kept between questions."""

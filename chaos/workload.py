@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -38,9 +39,9 @@ class Writer(BaseModel):
         """What nobody wrote before."""
         return secrets.token_hex(PAYLOAD_BYTES // 2).encode()
 
+    @abstractmethod
     def put(self, name: str, content: bytes) -> None:
         """Return when it is acknowledged; raises whatever keeps it from being."""
-        raise NotImplementedError
 
     def leave(self) -> None:
         """Drop the connection, in whatever state it is."""

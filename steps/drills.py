@@ -107,7 +107,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @given("visitors and editors at work", target_fixture="drills")
-def at_work(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[Drills]:
+def at_work(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, say: Callable[[str], None]
+) -> Iterator[Drills]:
     """The drill itself sends them, and begins when everybody is at work."""
     named = pytestconfig.option.chaos
     if not named:
@@ -118,7 +120,6 @@ def at_work(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iter
         raise NotExercised(f"--chaos says “{named}”, and the environment is {environment.name}")
     if not environment.chaos.allowed:
         raise NotExercised(f"chaos.allowed is false in the environment {environment.name}")
-    say: Callable[[str], None] = request.getfixturevalue("say")
     with watched_over(pytestconfig.option.env):
         folder: Path = request.getfixturevalue("evidence_folder")
         kept = partial(_kept, request.node)
