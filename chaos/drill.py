@@ -36,6 +36,7 @@ from chaos.judgement import Judgement, judge
 from chaos.layers import NOTE, questions, writers
 from chaos.ledger import Ledger, sweep
 from chaos.lifeline import helper
+from chaos.outage import unsteady
 from chaos.target import Facts, NobodyNow, nearest, select
 from chaos.timers import Budget, Timers
 from environments.model import Machine
@@ -44,7 +45,7 @@ from provisioning.machines import in_parallel
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 
-STEADY_S = 8.0
+STEADY_S, STEADY_TIMEOUT_S = 8.0, 60.0
 AFTERWARDS_S = 3.0
 WHOLE_TIMEOUT_S = 420.0
 HEALTHY_TIMEOUT_S = 60.0
@@ -179,8 +180,7 @@ class Run:
                 during.enter_context(self._observed(recorder, {"writes": writing, "asks": probing}))
                 during.callback(self._heal, recorder)  # before anybody is waited for
                 self._begun({question.layer for question in asked.questions}, len(written.writers))
-                self._phase(recorder, "steady")
-                self._pass(STEADY_S)
+                self._await_steady(recorder, intervals_s)
                 for plan in plans:
                     self._struck(recorder, plan)
                 self._phase(recorder, "verification")
@@ -284,6 +284,21 @@ class Run:
 
         poll("probes and workload at work", heard, timeout_s=BEGIN_TIMEOUT_S, interval_s=1)
 
+    def _await_steady(self, recorder: Recorder, intervals_s: Mapping[str, float]) -> None:
+        """Until a whole phase went by in which all were answered; raises DeadlineExceeded with who was not."""
+
+        def steady() -> bool:
+            began_s = self._phase(recorder, "steady")
+            self._pass(STEADY_S)
+            ended_s = time.monotonic()
+            events = [*self._recorded("probes.jsonl"), *self._recorded("writes.jsonl")]
+            if why := unsteady(events, (began_s, ended_s), intervals_s):
+                self.say(f"not steady yet: {why}")
+                raise NotYet(why)
+            return True
+
+        poll("a steady target", steady, timeout_s=STEADY_TIMEOUT_S, interval_s=0)
+
     def _recorded(self, name: str) -> list[Event]:
         file = self.folder / name
         return list(parse(file.read_text())) if file.exists() else []
@@ -330,12 +345,14 @@ class Run:
         if self._stop.is_set():
             raise Ended(self._why)
 
-    def _phase(self, recorder: Recorder, name: str) -> None:
+    def _phase(self, recorder: Recorder, name: str) -> float:
+        """Begin a phase; the moment, as the history has it."""
         self._clock(recorder)
         told = {"name": name, "at_s": time.monotonic(), "clock_offset_s": self._clock_offset_s}
         phase = Phase.model_validate(told)
         recorder.record(phase, durable=True)
         self.say(f"{phase.at_s - self._began_s:6.1f} s  {name}")
+        return phase.at_s
 
     def _clock(self, recorder: Recorder) -> None:
         """Tell of a wall clock that was stepped: what is measured goes by the monotonic one, logs elsewhere do not."""

@@ -219,12 +219,11 @@ class History:
         return tuple(event for event in self.events if isinstance(event, kind))
 
     def phase(self, name: str) -> tuple[float, float] | None:
-        """From when to when a phase went, or None when it never began."""
+        """From when to when a phase went, the last time that it began; None when it never did."""
         phases = self.of(Phase)
-        for at, phase in enumerate(phases):
-            if phase.name == name:
-                return phase.at_s, phases[at + 1].at_s if at + 1 < len(phases) else self.ended_s
-        return None
+        ends_s = [*(phase.at_s for phase in phases[1:]), self.ended_s]
+        spans = [(phase.at_s, end_s) for phase, end_s in zip(phases, ends_s, strict=False) if phase.name == name]
+        return spans[-1] if spans else None
 
     @property
     def ended_s(self) -> float:

@@ -240,11 +240,26 @@ def _layer(
 ) -> LayerJudgement:
     until_s = history.ended_s
     own = tuple(found.get(layer, ()))
-    felt = [outage for outage in own if outage.failed or outage.length_s(until_s) >= patience_s(layer)]
+    since_s = struck[0].inject_s if struck else until_s
+    felt = [
+        begun_with(outage, since_s, until_s)
+        for outage in own
+        if outage.failed or outage.length_s(until_s) >= patience_s(layer)
+    ]
     owed = tuple(owed_to(layer, outage, found, until_s) for outage in own)
     losses = [_loss(felt, turn, next_s, until_s) for turn, next_s in turns(struck)]
     restored_s = max((max(loss.struck_s, loss.healed_s) for loss in losses), default=0.0)
     return LayerJudgement(layer, own, owed, allowed, restored_s, _within(layer, felt, unjudged, allowed, losses))
+
+
+def begun_with(outage: Outage, strike_s: float, until_s: float) -> Outage:
+    """An outage that went on at the first strike began with it: until then its layer was steady. Pure.
+
+    It seems to begin earlier where an answer was under way for longer than most.
+    """
+    if outage.began_s < strike_s < outage.began_s + outage.length_s(until_s):
+        return replace(outage, began_s=strike_s)
+    return outage
 
 
 def patience_s(layer: str) -> float:

@@ -7,17 +7,16 @@ question is tried, does not move its ends.
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from chaos.history import Aborted, History, Probe, Write
+from chaos.history import Aborted, Event, History, Probe, Write
 
 # Failures amid answers that are closer together than this are one episode.
 EPISODE_S = 2.0
 # Where only some fail, several may do so in a row: so many are an outage for all even among others.
 ROW = 10
-UNDER_WAY_S = 1.0
 # Probes that a busy machine sent late by this share of a gap may have made it.
 LATE_SHARE = 0.5
 
@@ -61,21 +60,20 @@ class Outage:
 
 def ruler_of(layer: str, probes: Sequence[Probe], steady: tuple[float, float], interval_s: float) -> Ruler:
     """The ruler by a layer's probes of the steady phase; raises NothingMeasured when it was not steady."""
-    # What was under way when the phase ended may have met what ended it.
+    # What was under way when the phase ended may have met what ended it, however long it had been.
     began_s, ended_s = steady
-    within = [
-        probe
-        for probe in probes
-        if began_s <= probe.intended_s < ended_s
-        and (probe.ended_s < ended_s or probe.intended_s < ended_s - UNDER_WAY_S)
-    ]
+    within = [probe for probe in probes if began_s <= probe.intended_s and probe.ended_s < ended_s]
     failed = [probe for probe in within if not probe.ok]
     if failed:
         raise NothingMeasured(f"{layer} failed before anything was done to it: {failed[0].error}")
     if len(within) < 0.5 * (ended_s - began_s) / interval_s or len(within) < 2:
         raise NothingMeasured(f"{layer} was asked {len(within)} times in the steady phase, too few to measure by")
     latencies = [probe.ended_s - probe.intended_s for probe in within]
-    return Ruler(interval_s, statistics.median(latencies), max(latencies))
+    ruler = Ruler(interval_s, statistics.median(latencies), max(latencies))
+    silent_s = ended_s - max(probe.ended_s for probe in within)
+    if silent_s > ruler.gap_max_s:
+        raise NothingMeasured(f"{layer} answered nobody for {silent_s:.1f} s before anything was done to it")
+    return ruler
 
 
 def outages(layer: str, probes: Iterable[Probe], ruler: Ruler, until_s: float) -> list[Outage]:
@@ -155,16 +153,33 @@ def _kinds(probes: Iterable[Probe]) -> tuple[tuple[str, int], ...]:
     return tuple(Counter(probe.error.partition(":")[0] for probe in probes if not probe.ok).most_common())
 
 
+def by_layer(events: Iterable[Event], layers: Container[str]) -> dict[str, list[Probe]]:
+    """What `layers` were asked, and what was written to them as questions of their own. Pure."""
+    found: dict[str, list[Probe]] = {}
+    for event in events:
+        probe = event.as_probe if isinstance(event, Write) else event
+        if isinstance(probe, Probe) and probe.layer in layers:  # others are recorded, and no one's outages
+            found.setdefault(probe.layer, []).append(probe)
+    return found
+
+
+def unsteady(events: Iterable[Event], steady: tuple[float, float], intervals_s: Mapping[str, float]) -> str:
+    """Why outages of some layer could not be measured by this phase; nothing where those of all can be. Pure."""
+    asked = by_layer(events, intervals_s)
+    try:
+        for layer, interval_s in intervals_s.items():
+            ruler_of(layer, asked.get(layer, ()), steady, interval_s)
+    except NothingMeasured as error:
+        return str(error)
+    return ""
+
+
 def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str]]:
     """The outages of every layer that was probed or written to, and of the layers that cannot be judged why not."""
     steady, header = history.phase("steady"), history.header
-    probes: dict[str, list[Probe]] = {}
-    for probe in [*history.of(Probe), *(write.as_probe for write in history.of(Write))]:
-        if probe.layer in header.intervals_s:  # others are recorded, and no one's outages
-            probes.setdefault(probe.layer, []).append(probe)
     found: dict[str, list[Outage]] = {}
     unjudged: dict[str, str] = {}
-    for layer, asked in probes.items():
+    for layer, asked in by_layer(history.events, header.intervals_s).items():
         try:
             if steady is None:
                 why = "".join(f"; the drill ended early: {one.reason}" for one in history.of(Aborted))

@@ -57,6 +57,7 @@ class World:
     said: list[str] = field(default_factory=list)
     noted_at_their_end: list[Wound] = field(default_factory=list)
     on_strike: Callable[[], None] = lambda: None
+    failing: Callable[[], str] = str
     chaos: dict[str, Any] = field(default_factory=dict)
     clock_s: Callable[[], float] = time.time
 
@@ -137,7 +138,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
             due_s = time.monotonic()
             while not over.wait(INTERVAL_S) and worker.code is None:
                 while (now_s := time.monotonic()) >= due_s:
-                    event = Probe(layer="vip", intended_s=due_s, started_s=now_s, ended_s=now_s)
+                    event = Probe(layer="vip", intended_s=due_s, started_s=now_s, ended_s=now_s, error=world.failing())
                     recorder.record(written_as(event) if module == "chaos.workload" else event)
                     due_s += INTERVAL_S
 
@@ -156,7 +157,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     fakes = {"Live": Live, "Ledger": Ledger, "helper": helper, "sweep": ignored}
     fakes |= {"questions": lambda *_: asked, "writers": lambda *_: written}
     times = {"STEADY_S": 0.8, "AFTERWARDS_S": 0.3, "LOOK_S": 0.05, "LOOK_AROUND_S": 0.05}
-    times |= {"WHOLE_TIMEOUT_S": 2.0, "HEALTHY_TIMEOUT_S": 0.2}
+    times |= {"WHOLE_TIMEOUT_S": 2.0, "HEALTHY_TIMEOUT_S": 0.2, "STEADY_TIMEOUT_S": 2.0}
     for name, fake in {**fakes, **times}.items():
         monkeypatch.setattr(drill, name, fake)
     return world
@@ -178,6 +179,24 @@ def test_nothing_is_broken_on_top_of_a_target_that_is_not_healthy(world: World) 
     with pytest.raises(Refused, match=r"not healthy.*site: HTTP 500"):
         world.run()
     assert not (world.folder / "drill").exists()
+    world.assert_healed()
+
+
+def test_nothing_is_broken_until_all_were_answered_for_a_whole_phase(world: World) -> None:
+    world.failing = lambda: "" if len(world.said) > 1 else "OSError: HTTP 530"
+    said = world.run()
+    assert said.finding.verdict is Verdict.PROVEN, said.finding.reason
+    phases = [phase.name for phase in world.history.of(Phase)]
+    assert phases[:3] == ["steady", "steady", "fault"]
+    assert world.said[1].endswith("not steady yet: vip failed before anything was done to it: OSError: HTTP 530")
+
+
+def test_nothing_is_broken_where_that_never_comes(world: World) -> None:
+    world.failing = lambda: "OSError: HTTP 530"
+    told = world.run().finding
+    assert told.verdict is Verdict.UNKNOWN
+    assert "a steady target: not so after 2 s; last seen: vip failed" in told.reason
+    assert world.history.of(Fault) == ()
     world.assert_healed()
 
 

@@ -147,6 +147,23 @@ def test_a_whole_page_is_waited_for_longer_than_an_answer() -> None:
     assert judge(history(life(), held("page/vip"), *written)).finding.verdict is Verdict.PROVEN
 
 
+@pytest.mark.parametrize(("back_s", "verdict"), [(20.0, Verdict.PROVEN), (22.0, Verdict.REFUTED)])
+def test_a_page_that_was_long_under_way_when_it_was_struck_begins_an_outage_and_no_unsteadiness(
+    back_s: float, verdict: Verdict
+) -> None:
+    """Asked a second and a half before the blow, on a busy machine, and cut off by it: later ones are as well."""
+    asked = [
+        probe.model_copy(update={"error": "OSError: HTTP 530", "ended_s": max(12.0, probe.ended_s)})
+        if 10.5 <= probe.intended_s < back_s
+        else probe.model_copy(update={"ended_s": probe.intended_s + (1.4 if probe.intended_s == 5.0 else 0.3)})
+        for probe in probes("page/public", None)
+    ]
+    phases = [("steady", 0.0), ("fault", 11.9), *PHASES[2:]]
+    layer = judge(history(asked, life(), budget(8.5, "page/public"), phases=phases)).layers[0]
+    assert (layer.layer, layer.finding.verdict) == ("page/public", verdict), layer.finding.reason
+    assert layer.restored_s == pytest.approx(back_s - 11.9, abs=0.2)
+
+
 def test_flaps_count_until_the_last_of_them() -> None:
     flapping = [
         probe.model_copy(update={"error": "TimeoutError"}) if 12 <= probe.intended_s < 26 and probe.intended_s % 4 < 2

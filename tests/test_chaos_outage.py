@@ -141,6 +141,8 @@ def test_a_layer_that_was_not_steady_is_not_measured() -> None:
         measured(asked(refuses, [(5.0, 6.0)]))
     with pytest.raises(NothingMeasured, match="too few"):
         measured(asked(refuses, [])[::3])
+    with pytest.raises(NothingMeasured, match=r"answered nobody for 1\.5 s before"):
+        measured(asked(swallows, [(STEADY_S - 1.5, STEADY_S + 3)]))
 
 
 def test_outages_come_in_order_and_apart() -> None:
