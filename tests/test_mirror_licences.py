@@ -14,7 +14,7 @@ from lab.mirror.content import assembly, recipes
 from lab.mirror.manifests import MANIFESTS
 
 # Made here of what is ours, or of the results of other recipes, whose licences are there already.
-OWN = {"signing-key", "pause", "charts", "content", "images", "mysql"}
+OWN = {"signing-key", "charts", "content", "images", "mysql"}
 OWN |= {"packages", "mysql-packages", "helm-packages", "cloudflare-packages"}
 # Single files of modules whose programs are built as well (see below).
 OF_PROGRAMS = {"manifests"}

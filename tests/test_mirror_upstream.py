@@ -11,12 +11,19 @@ from typing import Any
 
 import pytest
 
-from lab.cache import BuildError, key
+from lab.cache import BuildError, Recipe, key
 from lab.mirror import upstream
 from lab.mirror.content import assembly, recipes
 from lab.mirror.debs import REPOSITORY
 from lab.mirror.images import registry
-from lab.mirror.upstream import FetchedImages, FetchedManifests, FetchedPackages, newest, stanzas
+from lab.mirror.upstream import (
+    FetchedImages,
+    FetchedLicences,
+    FetchedManifests,
+    FetchedPackages,
+    newest,
+    stanzas,
+)
 from tests.served import served
 
 
@@ -80,7 +87,7 @@ def silent(_: str) -> None:
     """Hear nothing."""
 
 
-def build(recipe: FetchedPackages | FetchedManifests, into: Path) -> Path:
+def build(recipe: Recipe, into: Path) -> Path:
     into.mkdir()
     recipe.build(into, {}, silent)
     return into
@@ -146,6 +153,15 @@ def test_a_manifest_that_is_not_the_pinned_one_is_refused(server: Any, tmp_path:
         build(FetchedManifests(urls), tmp_path / "made")
 
 
+def test_the_licence_of_each_project_lies_beside_what_was_fetched(server: Any, tmp_path: Path) -> None:
+    for path in upstream.LICENCES:
+        (server.folder / path).parent.mkdir(parents=True)
+        (server.folder / path).write_text(path)
+    made = build(FetchedLicences(server.url + "{}"), tmp_path / "made")
+    kept = {path.read_text() for path in (made / "licences").glob("*/*")}
+    assert kept == {*upstream.LICENCES}
+
+
 def test_every_manifest_is_pinned() -> None:
     assert set(upstream.MANIFEST_URLS) == set(upstream.pinned())
 
@@ -162,7 +178,7 @@ def test_another_source_is_another_content_and_an_unknown_one_is_refused() -> No
     # Of MySQL NDB Cluster and Helm nothing is fetched: they are built for both.
     built = {"mysql-debian", "mysql", "ndb", "signing-key", "mysql-packages", "helm", "helm-packages", "charts"}
     built |= {"cloudflare-packages"}
-    fetched = {"template", "images", "packages", "manifests", "content"}
+    fetched = {"template", "images", "packages", "manifests", "projects", "content"}
     assert {recipe.name for recipe in recipes("upstream")} == fetched | built
     with pytest.raises(BuildError, match="no source 'elsewhere'; expected one of: build, upstream"):
         assembly("elsewhere")

@@ -17,7 +17,7 @@ from lab.mirror.images import Images
 from lab.mirror.manifests import Manifests
 from lab.mirror.mysql import MYSQL
 from lab.mirror.template import Template
-from lab.mirror.upstream import FetchedImages, FetchedManifests, FetchedPackages
+from lab.mirror.upstream import FetchedImages, FetchedLicences, FetchedManifests, FetchedPackages
 from lab.paths import Paths
 
 ADDRESS = "172.31.0.1"  # the hypervisor's own in the document's cluster network
@@ -57,9 +57,8 @@ def assembly(source: str) -> Assembly:
     if source == "build":
         return Assembly((Template(URL), Images(), KUBERNETES, MYSQL, HELM, Charts(), CLOUDFLARED, Manifests()))
     if source == "upstream":
-        return Assembly(
-            (Template(URL), FetchedImages(), FetchedPackages(), MYSQL, HELM, Charts(), CLOUDFLARED, FetchedManifests())
-        )
+        fetched = (FetchedImages(), FetchedPackages(), FetchedManifests(), FetchedLicences())
+        return Assembly((Template(URL), *fetched, MYSQL, HELM, Charts(), CLOUDFLARED))
     raise BuildError(f"the lab has no source {source!r}; expected one of: {', '.join(SOURCES)}")
 
 

@@ -83,6 +83,7 @@ IMAGES = (
     ),
 )
 BASES = {"iptables": ("busybox", "conntrack", "ipset", "iproute2", "iptables"), "busybox": ("busybox",)}
+C_LIBRARY = Path("/usr/share/doc/libc6-dev/copyright")
 PAUSE_SOURCE = Path(__file__).parent / "modules" / "pause" / "pause.c"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -99,8 +100,10 @@ class Pause:
         return PAUSE_SOURCE.read_bytes()
 
     def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
-        """Compile it statically."""
+        """Compile it statically: the C library is part of it, and so is its licence."""
         (into / "bin").mkdir()
+        (into / "licences/libc6").mkdir(parents=True)
+        shutil.copyfile(C_LIBRARY, into / "licences/libc6/copyright")
         run(["gcc", "-Os", "-static", "-s", "-Wall", "-Werror", "-o", into / "bin/pause", PAUSE_SOURCE])
 
 

@@ -33,6 +33,19 @@ MANIFEST_URLS = {
         f"https://raw.githubusercontent.com/flannel-io/flannel/v{versions.FLANNEL}/Documentation/kube-flannel.yml"
     ),
 }
+LICENCE_URL = "https://raw.githubusercontent.com/{}"
+LICENCES = (
+    f"kubernetes/kubernetes/v{versions.KUBERNETES}/LICENSE",
+    f"kubernetes-sigs/cri-tools/v{versions.CRICTL}/LICENSE",
+    f"containernetworking/plugins/v{versions.CNI_PLUGINS}/LICENSE",
+    f"etcd-io/etcd/v{versions.ETCD}/LICENSE",
+    f"coredns/coredns/v{versions.COREDNS}/LICENSE",
+    f"flannel-io/flannel/v{versions.FLANNEL}/LICENSE",
+    f"flannel-io/cni-plugin/{versions.FLANNEL_PLUGIN_TAG}/LICENSE",
+    f"metallb/metallb/v{versions.METALLB}/LICENSE",
+    "mirror/busybox/master/LICENSE",
+    "WordPress/WordPress/master/license.txt",
+)
 KUBERNETES_REGISTRY = "registry.k8s.io"
 REGISTRIES = {"flannel/": "docker.io", "library/": "docker.io", "metallb/": "quay.io"}
 
@@ -147,6 +160,30 @@ class FetchedManifests:
         """Fetch and check each."""
         for name, url in self.urls.items():
             (into / name).write_bytes(checked(url, fetch(url), pinned()[name]))
+
+
+@dataclass(frozen=True)
+class FetchedLicences:
+    """The licence of each project whose packages, images or manifests are fetched.
+
+    What else is in an image lies there with its own: it is served as it came.
+    """
+
+    url: str = LICENCE_URL
+    name: str = "projects"
+    needs: Sequence[Recipe] = field(default=())
+
+    def inputs(self) -> bytes:
+        """Where from, and whose."""
+        return json.dumps(["upstream", self.url, LICENCES]).encode()
+
+    def build(self, into: Path, made: Mapping[str, Path], progress: Progress) -> None:
+        """Fetch each into a folder of its project's name; raises BuildError."""
+        for path in LICENCES:
+            owner, project, _, file = path.split("/")
+            folder = into / "licences" / f"{owner}_{project}"
+            folder.mkdir(parents=True)
+            (folder / file).write_bytes(fetch(self.url.format(path)))
 
 
 def pinned() -> dict[str, str]:
