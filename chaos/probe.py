@@ -141,7 +141,8 @@ class Kept(AtPort):
             connection.close()
             self._idle.clear()  # what was kept beside it has met the same fate
             raise
-        self._idle.append((time.monotonic(), connection))
+        if connection.sock is not None:  # else the server ends it, and asked again it would look for another host
+            self._idle.append((time.monotonic(), connection))
         return reply.status
 
     def _waiting(self) -> http.client.HTTPSConnection | None:

@@ -25,7 +25,6 @@ START_TIMEOUT_S = 180
 MANAGEMENT_NODE, DATA_NODE, SQL_NODE = 1, 2, 3
 
 MISSING = ("no such table",)
-NO_SUCH_TABLE = "ERROR 1146"
 
 Tables = dict[str, tuple[str, ...]]
 
@@ -138,21 +137,12 @@ def fingerprints(rows: list[tuple[str, ...]], counts: list[tuple[str, ...]]) -> 
 def copied(scratch: Scratch, schema: str, names: list[str]) -> Tables:
     """Rows and checksum of each table that came to be there; one that the backup did not hold did not.
 
-    A server learns of a restored table when the table is asked for by name; SHOW TABLES lists it some time later.
+    A server learns of a restored table when the table is asked for by name, which its checksum does (NULL: there is no
+    such table); SHOW TABLES lists it some time later.
     """
-    there = [name for name in names if _there(scratch, schema, name)]
-    checksums, counts = ask(schema, there)
-    return fingerprints(scratch.query(checksums), scratch.query(counts)) if there else {}
-
-
-def _there(scratch: Scratch, schema: str, name: str) -> bool:
-    try:
-        scratch.query(f"SELECT 1 FROM `{schema}`.`{name}` LIMIT 0")
-    except ActionFailed as error:
-        if NO_SUCH_TABLE not in error.output:
-            raise
-        return False
-    return True
+    checksums = scratch.query(ask(schema, names)[0])
+    there = [name for name, (_, checksum) in zip(names, checksums, strict=True) if checksum != "NULL"]
+    return fingerprints(checksums, scratch.query(ask(schema, there)[1])) if there else {}
 
 
 def ask(schema: str, names: list[str]) -> tuple[str, str]:

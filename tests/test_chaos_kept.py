@@ -29,6 +29,7 @@ class Site:
     key: str = ""
     status: int = 200
     closing: bool = False
+    says_so: bool = False
     connections: int = 0
     bodies: list[str] = field(default_factory=list)
 
@@ -71,6 +72,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
             site.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
             self.send_response(site.status)
             self.send_header("Content-Length", "0")
+            if site.says_so:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.close_connection = site.closing
 
@@ -112,6 +115,13 @@ def test_a_connection_that_was_closed_is_one_failure_and_then_another_connection
     ask_one(question, 0.0)
     site.closing = False
     assert [ask_one(question, 0.0).error for _ in range(3)][1:] == ["", ""]
+
+
+def test_after_a_connection_that_the_server_ended_as_it_said_comes_another_to_the_same_host(site: Site) -> None:
+    question = page(site)
+    site.closing = site.says_so = True
+    assert [ask_one(question, 0.0).error for _ in range(3)] == [""] * 3
+    assert site.connections == 3
 
 
 def test_a_certificate_for_another_name_is_no_answer(site: Site) -> None:

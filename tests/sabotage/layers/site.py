@@ -43,14 +43,13 @@ def of_pods(pod: str, undo: str) -> Tell:
 def inside(tell: str, undo: str) -> Tell:
     """In the mounts of the replica on the last worker, which nobody else sees; `undo` may find it gone.
 
-    The web server begins anew each time (gracefully): it keeps the programs that it has read.
+    The web server begins anew (gracefully): it keeps the programs that it has read.
     """
     enter = (
         "pid=$(crictl inspect -o go-template --template '{{.info.pid}}' "
         f"$(crictl ps -q --name '^{NAME}$' | head -1)); nsenter -t $pid -m --"
     )
-    anew = "kill -USR1 $pid"
-    return on(worker, f"{enter} sh -c '{tell}'; {anew}", f"{enter} sh -c '{undo}' && {anew} || true")
+    return on(worker, f"{enter} sh -c '{tell}'; kill -USR1 $pid", f"{enter} sh -c '{undo}' || true")
 
 
 @contextmanager
