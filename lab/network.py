@@ -21,7 +21,7 @@ class Bridge:
 
 
 # The document's two networks, and an Internet of the lab's own where visitors meet the edge.
-# Packets never pass from one to the other: the lab is a router that knows no way, and says so as routers do.
+# Packets never pass from one to the other: the lab is a router that knows no way on, and says so as routers do.
 BRIDGES = (
     Bridge("vmbr1", IPv4Interface("172.31.0.1/24"), "02:00:ac:1f:00:01"),
     Bridge("vmbr2", IPv4Interface("10.20.20.1/24"), "02:00:0a:14:14:01"),
@@ -29,7 +29,12 @@ BRIDGES = (
 )
 
 
-REFUSE = ("iptables", "-A", "FORWARD", "-j", "REJECT", "--reject-with", "icmp-net-unreachable")
+# Where the way to everywhere else seems to lead. Of an address that no way leads to at all the kernel tells each sender
+# once a second at most, and the others wait.
+NOWHERE = "nowhere"
+# Of a network that is out of reach a UDP socket is told nothing either (icmp_err_convert, `fatal`); of this it is.
+REFUSE = ("-j", "REJECT", "--reject-with", "icmp-admin-prohibited")
+RULES = (("iptables", "-A", "FORWARD", *REFUSE), ("iptables", "-A", "OUTPUT", "-o", NOWHERE, *REFUSE))
 VISITORS = IPv4Interface(f"{edge.VISITORS_ADDRESS}/24")
 
 
@@ -38,8 +43,10 @@ def build(bridges: tuple[Bridge, ...] = BRIDGES) -> None:
 
     Raises OSError, and CalledProcessError when the kernel takes no rule.
     """
-    # Whoever asks for a way hears at once that there is none; silence would keep each of them waiting for 30 s.
-    subprocess.run(REFUSE, check=True, capture_output=True)
+    # Whoever asks for a way hears at once that there is none; silence would keep each of them waiting: a connection for
+    # 30 s, and for four whoever asks for a name, as WordPress does in the midst of a visitor's page.
+    for rule in RULES:
+        subprocess.run(rule, check=True, capture_output=True)
     settings = Path("/proc/sys/net/ipv4")
     (settings / "icmp_ratelimit").write_text("0")
     (settings / "ip_forward").write_text("1")
@@ -54,6 +61,10 @@ def build(bridges: tuple[Bridge, ...] = BRIDGES) -> None:
             index = links.link_lookup(ifname=bridge.name)[0]
             links.addr("add", index=index, address=str(bridge.address.ip), prefixlen=24)
             links.link("set", index=index, state="up")
+        links.link("add", ifname=NOWHERE, kind="bridge")
+        nowhere = links.link_lookup(ifname=NOWHERE)[0]
+        links.link("set", index=nowhere, state="up")
+        links.route("add", dst="0.0.0.0/0", oif=nowhere)
 
 
 def visitors(address: IPv4Interface = VISITORS, bridge: str = BRIDGES[-1].name) -> int:

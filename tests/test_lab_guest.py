@@ -183,6 +183,14 @@ def test_networks_are_apart(world: World) -> None:
     world.drive("delete_disk", 110)
 
 
+def test_whoever_asks_for_a_name_out_there_hears_at_once_that_there_is_no_way(world: World) -> None:
+    world.ensure(101)
+    # Often, as the kernel tells some things once a second only.
+    ask = "exec 3<>/dev/udp/192.0.2.53/53; echo >&3; read -t 2 -u 3 || test $? -le 128 || echo silence"
+    heard = world.run(101, f"bash -c 'for _ in 1 2 3 4 5 6 7 8 9 10; do {ask}; done' 2>&1").splitlines()
+    assert [line.rpartition(": ")[2] for line in heard] == ["No route to host"] * 10
+
+
 def test_a_power_cut_is_silent_and_a_shutdown_is_not(world: World) -> None:
     world.ensure(101)
     assert world.pool.submit(last_words, "172.31.0.21", "stop", 101).result(60) == "silence"
