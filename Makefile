@@ -22,7 +22,7 @@ certify: setup ## build the lab's target where it is not built, then judge every
 
 test: setup check ## unit tests, then the lab built from nothing, every feature run, and ten lies told to it
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests features -m "not faults and not sabotage and not alone and (short or not drill)" --chaos lab --drills 1 --seed $(SEED)
+	$(RUN)/pytest tests features -m "not faults and not sabotage and not alone and (short or not drill)" --chaos lab --drills 3 --seed $(SEED)
 	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; about half an hour
