@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hdrh.histogram import HdrHistogram
 
 from environments.model import Objective
+from load.percentile import values_ms
 from load.record import VOID_SHARE, AnyLine, End, Request, Second, histogram
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -79,7 +80,7 @@ def summary(lines: Sequence[AnyLine]) -> Summary:
         visitors_lost=sum(second.undelivered for second in seconds),
         visitors_late=sum(second.late for second in seconds),
         duration_s=float(max((second.at_s + 1 for second in seconds), default=0)),
-        percentiles_ms={p: merged.get_value_at_percentile(p) / 1000 if count else 0.0 for p in PERCENTILES},
+        percentiles_ms=dict(zip(PERCENTILES, values_ms(merged, PERCENTILES), strict=True)),
         mean_ms=merged.get_mean_value() / 1000 if count else 0.0,
         max_ms=merged.get_max_value() / 1000 if count else 0.0,
         errors=errors,

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from environments.model import Objective
 from load.drawing import BAD, FAULT, FIRST, FONT_PT, INK, SECOND, figure, legend, logarithmic, svg
 from load.objective import PERCENTILES, Summary, summary
+from load.percentile import values_ms
 from load.record import AnyLine, Header, Mark, Request, Sample, Second, read
 
 PAGE, DATA, TABLE = "report.html", "report.json", "seconds.csv"
@@ -77,7 +78,7 @@ def as_table(lines: Sequence[AnyLine]) -> str:
     for second in _of(lines, Second):
         found = HdrHistogram.decode(second.latencies)
         count = found.get_total_count()
-        values = [round(found.get_value_at_percentile(p) / 1000, 3) if count else "" for p in PERCENTILES]
+        values = [value_ms if count else "" for value_ms in values_ms(found, PERCENTILES)]
         row = [second.visitors, count, second.failed, second.undelivered, second.late]
         table.writerow([second.at_s, *row, *values])
     return text.getvalue()
@@ -89,9 +90,10 @@ def rows(lines: Sequence[AnyLine]) -> list[Row]:
     for request in _of(lines, Request):
         decoded = HdrHistogram.decode(request.latencies)
         count = decoded.get_total_count()
-        percentiles = tuple(decoded.get_value_at_percentile(p) / 1000 if count else 0.0 for p in PERCENTILES)
         errors = ", ".join(f"{kind} {number}" for kind, number in sorted(request.errors.items()))
-        found.append(Row(request.name, count, sum(request.errors.values()), percentiles, errors))
+        found.append(
+            Row(request.name, count, sum(request.errors.values()), tuple(values_ms(decoded, PERCENTILES)), errors)
+        )
     return sorted(found, key=lambda row: -row.count)
 
 
@@ -119,15 +121,15 @@ def page(lines: Sequence[AnyLine], said: Summary) -> str:
 def over_time(lines: Sequence[AnyLine], header: Header) -> Markup:
     """Latency by the second it was meant to begin in, with marks and failures."""
     made, (upper, lower) = figure(2, heights=(3, 1))
-    at, curves, counted, failed = [], {p: [] for p in (50.0, 95.0, 99.0)}, [], []  # type: ignore[var-annotated]
+    drawn = (50.0, 95.0, 99.0)
+    at, counted, failed, latencies_ms = [], [], [], []
     for moment, found, fell, width in _columns(_of(lines, Second)):
         at.append(moment)
         counted.append(found.get_total_count() / width)
         failed.append(fell / width)
-        for p, curve in curves.items():
-            curve.append(found.get_value_at_percentile(p) / 1000 if found.get_total_count() else math.nan)
-    for (p, curve), style in zip(curves.items(), ("-", "-", ":"), strict=True):
-        upper.plot(at, curve, style, color=SECOND if p > 50 else FIRST, linewidth=1.3, label=f"p{p:g}")
+        latencies_ms.append(values_ms(found, drawn) if found.get_total_count() else [math.nan] * len(drawn))
+    for p, curve_ms, style in zip(drawn, zip(*latencies_ms, strict=True), ("-", "-", ":"), strict=True):
+        upper.plot(at, curve_ms, style, color=SECOND if p > 50 else FIRST, linewidth=1.3, label=f"p{p:g}")
     if "p95_ms" in header.objective:
         upper.axhline(header.objective["p95_ms"], color=BAD, linestyle="--", linewidth=1, label="objective (p95)")
     for mark in _of(lines, Mark):
@@ -167,8 +169,7 @@ def percentiles(lines: Sequence[AnyLine], header: Header) -> Markup:
     for request in _of(lines, Request):
         found = HdrHistogram.decode(request.latencies)
         shares = [*range(99), *(99 + i / 10 for i in range(10)), 99.95, 99.99]
-        values = [found.get_value_at_percentile(share) / 1000 for share in shares]
-        axes.plot([_drawn_out(share) for share in shares], values, linewidth=1.3, label=request.name)
+        axes.plot([_drawn_out(share) for share in shares], values_ms(found, shares), linewidth=1.3, label=request.name)
     if "p95_ms" in header.objective:
         axes.axhline(header.objective["p95_ms"], color=BAD, linestyle="--", linewidth=1)
     axes.set_xticks([_drawn_out(tick) for tick in ticks], [f"{tick:g} %" for tick in ticks])

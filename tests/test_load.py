@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hdrh.histogram import HdrHistogram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -23,8 +24,9 @@ from load.__main__ import app
 from load.arrivals import Segment, Shape, duration_s, segments, share, times
 from load.found import Found, Searched, Trial
 from load.objective import summary
+from load.percentile import values_ms
 from load.plan import Editor, Plan
-from load.record import LINE, End, Header, Mark, RecordError, Sample, Second, Tally, own_fault, read, write
+from load.record import LINE, End, Header, Mark, RecordError, Sample, Second, Tally, histogram, own_fault, read, write
 from load.run import add
 from load.samples import Busy, Sampler, busiest, saturated
 from load.sizing import copies, knee, law_of, sizes
@@ -150,6 +152,18 @@ def a_minute(slow_s: float = 0.05, failed: int = 0, late: int = 0, requests_each
     for number in range(late):
         tally.late(number)
     return tally
+
+
+@given(
+    st.lists(st.integers(1, 3_600_000_000), max_size=50),
+    st.lists(st.sampled_from([0, 50, 90.0, 99.9, 100]) | st.floats(0, 100), min_size=1),
+)
+def test_percentiles_are_those_of_the_histograms_own_library(took_us: list[int], percentiles: list[float]) -> None:
+    counted = histogram()
+    for value_us in took_us:
+        counted.record_value(value_us)
+    for found in (counted, HdrHistogram.decode(counted.encode())):
+        assert values_ms(found, percentiles) == [found.get_value_at_percentile(p) / 1000 for p in percentiles]
 
 
 @pytest.mark.parametrize(
