@@ -20,7 +20,11 @@ READY_TIMEOUT_S = 120
 REACH_TIMEOUT_S = 30  # routes and rules of new Pods are programmed within seconds
 EXEC_TIMEOUT_S = 60
 API_NAME = "kubernetes.default.svc.cluster.local."
-SERVE = f"mkdir -p /tmp/www && hostname > /tmp/www/index.html && exec httpd -f -p {PORT} -h /tmp/www"
+# A container's first process hears SIGTERM only where it asks for it; else a machine that reboots waits 90 s for it.
+SERVE = (
+    "mkdir -p /tmp/www && hostname > /tmp/www/index.html && trap exit TERM && "
+    f"{{ httpd -f -p {PORT} -h /tmp/www & wait $!; }}"
+)
 
 
 @dataclass(frozen=True)
