@@ -3,12 +3,12 @@
 Nothing that was not tested is a pass: too few questions, no fault, or a fault that never came are *not judged*.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from certificate.verdict import Finding, Verdict, weightiest
 from chaos.history import SILENCE, Aborted, Allowed, Fault, Found, History, Phase, Probe, Seen, Write
-from chaos.outage import Outage, of_history
+from chaos.outage import Outage, by_layer, of_history
 from chaos.writes import Account, accounts
 
 # An answer that is held back for less fails nobody: it is latency, which load tests judge. (Nielsen: up to a second a
@@ -150,17 +150,15 @@ def _loss_spans(
         yield strike.inject_s - window_s, max(gone_s, min(meanwhile, default=gone_s))
 
 
-def _unasked(history: History, layers: Iterable[str], struck: Sequence[Strike]) -> dict[str, str]:
+def _unasked(history: History, layers: Collection[str], struck: Sequence[Strike]) -> dict[str, str]:
     """Of layers that were to be asked from the first blow until all was over and were not: since when not."""
     verified = history.phase("verification")
     began_s = struck[0].inject_s if struck else history.ended_s
     until_s = verified[0] if verified else history.ended_s
-    spans: dict[str, list[tuple[float, float]]] = {layer: [] for layer in layers}
-    for probe in [*history.of(Probe), *(write.as_probe for write in history.of(Write))]:
-        if probe.layer in spans:
-            spans[probe.layer].append((probe.intended_s, probe.ended_s))
+    probes = by_layer(history.events, layers)
     found = {}
-    for layer, asked in spans.items():
+    for layer in layers:
+        asked = [(probe.intended_s, probe.ended_s) for probe in probes.get(layer, ())]
         most_s = UNASKED_S + UNASKED_INTERVALS * history.header.intervals_s.get(layer, 0.0)
         last_s = began_s
         for intended_s, ended_s in [*sorted(asked), (until_s, until_s)]:

@@ -57,14 +57,17 @@ def build(bridges: tuple[Bridge, ...] = BRIDGES) -> None:
     with IPRoute() as links:
         links.link("set", index=links.link_lookup(ifname="lo")[0], state="up")
         for bridge in bridges:
-            links.link("add", ifname=bridge.name, kind="bridge", address=bridge.mac)
-            index = links.link_lookup(ifname=bridge.name)[0]
+            index = _switched_on(links, bridge.name, address=bridge.mac)
             links.addr("add", index=index, address=str(bridge.address.ip), prefixlen=24)
-            links.link("set", index=index, state="up")
-        links.link("add", ifname=NOWHERE, kind="bridge")
-        nowhere = links.link_lookup(ifname=NOWHERE)[0]
-        links.link("set", index=nowhere, state="up")
-        links.route("add", dst="0.0.0.0/0", oif=nowhere)
+        links.route("add", dst="0.0.0.0/0", oif=_switched_on(links, NOWHERE))
+
+
+def _switched_on(links: IPRoute, name: str, **more: str) -> int:
+    """Make a bridge, and give its index."""
+    links.link("add", ifname=name, kind="bridge", **more)
+    index: int = links.link_lookup(ifname=name)[0]
+    links.link("set", index=index, state="up")
+    return index
 
 
 def visitors(address: IPv4Interface = VISITORS, bridge: str = BRIDGES[-1].name) -> int:

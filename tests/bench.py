@@ -4,7 +4,6 @@ import argparse
 import os
 import platform
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lab import host
 from load.record import FILE, End, Header, Sample, Tally
 from load.report import PAGE
 
@@ -69,8 +69,7 @@ def cold() -> float:
 
 def memory_gib() -> float:
     """What the machine has in use, page cache left out (free(1): total less available)."""
-    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    return (int(fields["MemTotal"]) - int(fields["MemAvailable"])) / 2**20
+    return host.memory().used / 2**30
 
 
 def rivals(*options: str) -> dict[str, float]:
