@@ -1,11 +1,9 @@
 """Whether a figure is worse than it used to be, by how much, and how sure that is. Pure."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95  # of all figures of a run together: so often none of them is taken for worse by mere noise
 EARLIER_MIN = 3  # fewer say nothing of how much a figure varies by itself
@@ -44,11 +42,13 @@ def effect(value: float, earlier: Sequence[float], figures: int = 1) -> Effect |
     s * sqrt(1 + 1/n), where s holds what the ruler cannot tell apart, too (Montgomery & Runger, Applied Statistics and
     Probability for Engineers, 8-6).
     """
+    from scipy.special import stdtrit  # noqa: PLC0415 - a second to import, which a first run need not wait for
+
     count = len(earlier)
     if count < EARLIER_MIN:
         return None
-    usual = float(np.mean(earlier))
-    spread = math.hypot(float(np.std(earlier, ddof=1)), RESOLUTION)
+    usual = statistics.fmean(earlier)
+    spread = math.hypot(statistics.stdev(earlier), RESOLUTION)
     half = float(stdtrit(count - 1, 1 - (1 - CONFIDENCE) / figures / 2)) * spread * math.sqrt(1 + 1 / count)
     difference = value - usual
     return Effect(usual, difference, difference - half, difference + half)

@@ -239,11 +239,7 @@ def _layer(
     until_s = history.ended_s
     own = tuple(found.get(layer, ()))
     since_s = struck[0].inject_s if struck else until_s
-    felt = [
-        begun_with(outage, since_s, until_s)
-        for outage in own
-        if outage.failed or outage.length_s(until_s) >= patience_s(layer)
-    ]
+    felt = [begun_with(outage, since_s, until_s) for outage in own if not held_back(outage, until_s)]
     owed = tuple(owed_to(layer, outage, found, until_s) for outage in own)
     losses = [_loss(felt, turn, next_s, until_s) for turn, next_s in turns(struck)]
     restored_s = max((max(loss.struck_s, loss.healed_s) for loss in losses), default=0.0)
@@ -263,6 +259,11 @@ def begun_with(outage: Outage, strike_s: float, until_s: float) -> Outage:
 def patience_s(layer: str) -> float:
     """How long an answer of a layer may be held back and fail nobody."""
     return PAGE_PATIENCE_S if layer.startswith("page/") else PATIENCE_S
+
+
+def held_back(outage: Outage, until_s: float) -> bool:
+    """Whether its answers came late, and none of them so late that it fails anybody."""
+    return not outage.failed and outage.length_s(until_s) < patience_s(outage.layer)
 
 
 def turns(struck: Sequence[Strike]) -> list[tuple[tuple[Strike, ...], float]]:

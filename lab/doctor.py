@@ -18,6 +18,7 @@ COMMANDS = {
     "lxcfs": "lxcfs",
     "docker-registry": "docker-registry",
     "mmdebstrap": "mmdebstrap",
+    "rsync": "rsync",
     "skopeo": "skopeo",
     "tinyproxy": "tinyproxy-bin",
     "umoci": "umoci",

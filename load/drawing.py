@@ -4,11 +4,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -22,10 +19,9 @@ def figure(count: int, heights: Sequence[float] | None = None) -> tuple[Figure, 
     """One of `count` axes above each other, in the page's style."""
     inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
     style: Mapping[str, Any] = {"font.family": "sans-serif", "font.size": FONT_PT} | dict.fromkeys(inked, INK)
-    with plt.rc_context(dict(style)):  # type: ignore[arg-type]
-        made, axes = plt.subplots(
-            count, 1, figsize=(8, 3.2 if count == 1 else 4.6), sharex=True, squeeze=False, height_ratios=heights
-        )
+    with rc_context(dict(style)):  # type: ignore[arg-type]
+        made = Figure(figsize=(8, 3.2 if count == 1 else 4.6))
+        axes = made.subplots(count, 1, sharex=True, squeeze=False, height_ratios=heights)
     for each in axes[:, 0]:
         each.spines[["top", "right"]].set_visible(False)
         each.grid(color=FAULT, alpha=0.25, linewidth=0.6)
@@ -48,8 +44,7 @@ def logarithmic(axes: Axes) -> None:
 def svg(made: Figure) -> Markup:
     """As a part of the page: as wide as that, and its ink the page's own, in the dark as well."""
     text = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "haproof"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "haproof"}):
         made.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    plt.close(made)
     drawn = text.getvalue()
     return Markup(drawn[drawn.index("<svg") :].replace(INK, "currentColor"))

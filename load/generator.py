@@ -26,13 +26,12 @@ from gevent.os import tp_read
 from gevent.pool import Pool
 from gevent.resolver.thread import Resolver
 from locust import FastHttpUser, task
-from locust.contrib.fasthttp import FastHttpSession
 from locust.env import Environment
-from locust.event import EventHook
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from load.arrivals import duration_s, share, times
+from load.client import Client
 from load.plan import Plan
 from load.record import BEGUN, FILE, LATE_S, End, Header, Tally, own_fault, write
 from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts
@@ -62,11 +61,11 @@ class Fixed(Resolver):  # type: ignore[misc]
 class Tab:
     """One visitor's browser; every request is counted from the moment it was meant to begin."""
 
-    def __init__(self, client: FastHttpSession, worker: "Worker", intended_s: float) -> None:
+    def __init__(self, client: Client, worker: "Worker", intended_s: float, dice: random.Random) -> None:
         self._client = client
         self._worker = worker
         self._intended_s: float | None = intended_s
-        self._dice = random.Random(intended_s)
+        self._dice = dice
 
     def send(
         self,
@@ -82,24 +81,21 @@ class Tab:
         worker = self._worker
         intended_s = worker.passed_s() if self._intended_s is None else self._intended_s
         self._intended_s = None
-        target = path or str(worker.plan.url)
         worker.waiting += 1
         try:
-            answer: Any = self._client.request(
-                method, target, name, body, headers=dict(headers or {}), allow_redirects=False
-            )
-            text = (answer.content or b"").decode(errors="replace")
-            error = "" if answer.status_code in wanted else _kind(answer)
+            answer = self._client.request(method, path or worker.page, body, headers or {})
         except GreenletExit as end:
             raise self._failed(name, intended_s, CUT_OFF) from end
         except Exception as broken:
+            if own := own_fault(broken):
+                raise NotSent(own) from broken
             raise self._failed(name, intended_s, type(broken).__name__) from broken
         finally:
             worker.waiting -= 1
-        if error:
-            raise NotSent(own) if (own := own_fault(_cause(answer))) else self._failed(name, intended_s, error)
+        if answer.status not in wanted:
+            raise self._failed(name, intended_s, f"HTTP {answer.status}")
         worker.tally.answered(name, intended_s, worker.passed_s())
-        return Reply(answer.status_code, text, answer.headers.get("location", ""))
+        return Reply(answer.status, answer.content.decode(errors="replace"), answer.location)
 
     def _failed(self, name: str, intended_s: float, kind: str) -> Failed:
         self._worker.tally.answered(name, intended_s, self._worker.passed_s(), kind)
@@ -112,7 +108,7 @@ class Tab:
 
     def cookies(self) -> dict[str, str]:
         """What the site has set."""
-        return {cookie.name: cookie.value or "" for cookie in self._client.cookiejar}
+        return self._client.cookies()
 
     def think(self) -> None:
         """Exponentially distributed, as the pauses of many people are."""
@@ -120,53 +116,28 @@ class Tab:
             gevent.sleep(self._dice.expovariate(1 / self._worker.plan.think_s))
 
 
-def _kind(answer: Any) -> str:
-    """What is counted: the status, or what kept an answer from coming."""
-    return f"HTTP {answer.status_code}" if answer.status_code else type(_cause(answer)).__name__
-
-
-def _cause(answer: Any) -> Any:
-    """What kept an answer from coming; None where it came. The client wraps timeouts."""
-    error = getattr(answer, "error", None)
-    return getattr(error, "original", None) or error
-
-
 class Clients:
     """Browsers to send requests by: new ones with connections of their own, or kept ones."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._kept: list[FastHttpSession] = []
+        self._kept: list[Client] = []
         parts = urlsplit(str(plan.url))
-        self._base = f"{parts.scheme}://{parts.netloc}"
-        trusted = ssl.create_default_context(cadata=plan.ca or None)
-        self._trusted: Callable[[], ssl.SSLContext] = lambda: trusted
+        self._site = f"{parts.scheme}://{parts.netloc}"
+        self._trusted = ssl.create_default_context(cadata=plan.ca or None)
 
     @contextmanager
-    def one(self) -> Iterator[FastHttpSession]:
+    def one(self) -> Iterator[Client]:
         """One that nobody else uses; it loses its cookies, and its connection stays or ends, as the plan says."""
-        client = self._kept.pop() if self._kept else self._new()
+        client = self._kept.pop() if self._kept else Client(self._site, self._plan.timeout_s, self._trusted)
         try:
             yield client
         finally:
-            client.cookiejar.clear()
+            client.forget()
             if self._plan.keep_connections:
                 self._kept.append(client)
             else:
-                client.client.close()
-
-    def _new(self) -> FastHttpSession:
-        return FastHttpSession(
-            base_url=self._base,
-            request_event=EventHook(),
-            user=None,
-            insecure=False,
-            ssl_context_factory=self._trusted,
-            connection_timeout=self._plan.timeout_s,
-            network_timeout=self._plan.timeout_s,
-            concurrency=1,
-            max_retries=0,
-        )
+                client.close()
 
 
 class Worker:
@@ -180,6 +151,8 @@ class Worker:
         self._began_s = 0.0
         self._pool = Pool(plan.in_flight_max)
         self._clients = Clients(plan)
+        asked = urlsplit(str(plan.url))
+        self.page = f"{asked.path}?{asked.query}".rstrip("?")
         desk = Desk(Session(plan.editor), plan.mark) if plan.editor else None
         known = acts(desk)
         self._acts = [known[visit] for visit in plan.weights]
@@ -221,9 +194,10 @@ class Worker:
             yield intended_s, dice.choices(self._acts, self._weights)[0]
 
     def _visit(self, act: Act, intended_s: float) -> None:
+        dice = random.Random(intended_s)
         try:
             with self._clients.one() as client:
-                act(Tab(client, self, intended_s), random.Random(intended_s))
+                act(Tab(client, self, intended_s, dice), dice)
         except Failed:
             pass  # it is counted, and the visitor goes
         except NotSent as error:

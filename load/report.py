@@ -35,14 +35,54 @@ class Row:
     errors: str
 
 
+@dataclass(frozen=True)
+class Point:
+    """A second of the run, or a point of a curve with several: what came in it, a second, and PERCENTILES in ms."""
+
+    at_s: float
+    requests: float
+    failed: float
+    percentiles_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The run by the second that requests were meant to begin in, and by the points that a screen has room for."""
+
+    seconds: tuple[tuple[Second, Point], ...]
+    curve: tuple[Point, ...]
+
+
 def write(folder: Path) -> Summary:
     """Judge the record in a folder, and put page, JSON and CSV beside it; raises RecordError and OSError."""
     lines = read(folder)
-    said = summary(lines)
+    said, passed = summary(lines), timeline(_of(lines, Second))
     (folder / DATA).write_text(json.dumps(as_data(lines, said), indent=2) + "\n")
-    (folder / TABLE).write_text(as_table(lines))
-    (folder / PAGE).write_text(page(lines, said), encoding="utf-8")
+    (folder / TABLE).write_text(as_table(passed))
+    (folder / PAGE).write_text(page(lines, said, passed), encoding="utf-8")
     return said
+
+
+def timeline(seconds: Sequence[Second]) -> Timeline:
+    """Histograms are added for the curve; each is decoded once, for it is as large as a picture. Pure."""
+    width = max(1, math.ceil(len(seconds) / COLUMNS_MAX))
+    single, curve = [], []
+    for begin in range(0, len(seconds), width):
+        some = seconds[begin : begin + width]
+        found = [HdrHistogram.decode(second.latencies) for second in some]
+        single += [
+            (second, _point(second.at_s, one, second.failed, 1)) for second, one in zip(some, found, strict=True)
+        ]
+        for one in found[1:]:
+            found[0].add(one)
+        failed = sum(second.failed for second in some)
+        curve.append(_point(some[0].at_s + len(some) / 2, found[0], failed, len(some)))
+    return Timeline(tuple(single), tuple(curve))
+
+
+def _point(at_s: float, found: HdrHistogram, failed: int, width_s: int) -> Point:
+    count = found.get_total_count()
+    return Point(at_s, count / width_s, failed / width_s, tuple(values_ms(found, PERCENTILES)) if count else ())
 
 
 def as_data(lines: Sequence[AnyLine], said: Summary) -> dict[str, Any]:
@@ -69,18 +109,15 @@ def verdict(header: Header, said: Summary) -> str:
     return f"missed: {told}" if (told := said.misses(Objective.model_validate(header.objective))) else "held"
 
 
-def as_table(lines: Sequence[AnyLine]) -> str:
+def as_table(passed: Timeline) -> str:
     """A line a second, comma-separated. Pure."""
     text = io.StringIO()
     table = csv.writer(text)
     counted = ["visitors", "requests", "failed", "undelivered", "late"]
     table.writerow(["at_s", *counted, *(f"p{p:g}_ms" for p in PERCENTILES)])
-    for second in _of(lines, Second):
-        found = HdrHistogram.decode(second.latencies)
-        count = found.get_total_count()
-        values = [value_ms if count else "" for value_ms in values_ms(found, PERCENTILES)]
-        row = [second.visitors, count, second.failed, second.undelivered, second.late]
-        table.writerow([second.at_s, *row, *values])
+    for second, point in passed.seconds:
+        row = [second.visitors, int(point.requests), second.failed, second.undelivered, second.late]
+        table.writerow([second.at_s, *row, *(point.percentiles_ms or [""] * len(PERCENTILES))])
     return text.getvalue()
 
 
@@ -97,11 +134,11 @@ def rows(lines: Sequence[AnyLine]) -> list[Row]:
     return sorted(found, key=lambda row: -row.count)
 
 
-def page(lines: Sequence[AnyLine], said: Summary) -> str:
+def page(lines: Sequence[AnyLine], said: Summary, passed: Timeline) -> str:
     """Of one run."""
     header = _header(lines)
     pictures = {
-        "How long visitors waited": over_time(lines, header),
+        "How long visitors waited": over_time(passed, _of(lines, Mark), header),
         "Shares of all requests": percentiles(lines, header),
     }
     if samples := _of(lines, Sample):
@@ -118,21 +155,17 @@ def page(lines: Sequence[AnyLine], said: Summary) -> str:
     )
 
 
-def over_time(lines: Sequence[AnyLine], header: Header) -> Markup:
+def over_time(passed: Timeline, marks: Sequence[Mark], header: Header) -> Markup:
     """Latency by the second it was meant to begin in, with marks and failures."""
     made, (upper, lower) = figure(2, heights=(3, 1))
-    drawn = (50.0, 95.0, 99.0)
-    at, counted, failed, latencies_ms = [], [], [], []
-    for moment, found, fell, width in _columns(_of(lines, Second)):
-        at.append(moment)
-        counted.append(found.get_total_count() / width)
-        failed.append(fell / width)
-        latencies_ms.append(values_ms(found, drawn) if found.get_total_count() else [math.nan] * len(drawn))
-    for p, curve_ms, style in zip(drawn, zip(*latencies_ms, strict=True), ("-", "-", ":"), strict=True):
+    at = [point.at_s for point in passed.curve]
+    for p, style in ((50.0, "-"), (95.0, "-"), (99.0, ":")):
+        which = PERCENTILES.index(p)
+        curve_ms = [point.percentiles_ms[which] if point.percentiles_ms else math.nan for point in passed.curve]
         upper.plot(at, curve_ms, style, color=SECOND if p > 50 else FIRST, linewidth=1.3, label=f"p{p:g}")
     if "p95_ms" in header.objective:
         upper.axhline(header.objective["p95_ms"], color=BAD, linestyle="--", linewidth=1, label="objective (p95)")
-    for mark in _of(lines, Mark):
+    for mark in marks:
         for axes in (upper, lower):
             axes.axvspan(mark.began_s, mark.ended_s, color=FAULT, alpha=0.25, linewidth=0)
         upper.annotate(
@@ -141,25 +174,12 @@ def over_time(lines: Sequence[AnyLine], header: Header) -> Markup:
     upper.set_ylabel("ms from the intended start")
     logarithmic(upper)
     legend(upper)
-    lower.plot(at, counted, color=FIRST, linewidth=1.2, label="requests")
-    lower.plot(at, failed, color=BAD, linewidth=1.2, label="failed")
+    lower.plot(at, [point.requests for point in passed.curve], color=FIRST, linewidth=1.2, label="requests")
+    lower.plot(at, [point.failed for point in passed.curve], color=BAD, linewidth=1.2, label="failed")
     lower.set_ylabel("a second")
     lower.set_xlabel("seconds")
     legend(lower)
     return svg(made)
-
-
-def _columns(seconds: Sequence[Second]) -> Sequence[tuple[float, Any, int, int]]:
-    """Seconds, several taken together where there are more than a screen shows: histograms added."""
-    width = max(1, math.ceil(len(seconds) / COLUMNS_MAX))
-    found = []
-    for begin in range(0, len(seconds), width):
-        some = seconds[begin : begin + width]
-        merged = HdrHistogram.decode(some[0].latencies)
-        for one in some[1:]:
-            merged.decode_and_add(one.latencies)
-        found.append((some[0].at_s + len(some) / 2, merged, sum(one.failed for one in some), len(some)))
-    return found
 
 
 def percentiles(lines: Sequence[AnyLine], header: Header) -> Markup:

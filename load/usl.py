@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
 
 POINTS_MIN = 4  # three parameters, and something left to see how well they fit
 CONFIDENCE = 0.95
@@ -46,6 +45,8 @@ def at_once(rate: float, mean_ms: float) -> float:
 
 def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
     """By least squares through (requests at once, requests a second); None where these do not settle it."""
+    from scipy import optimize, stats  # noqa: PLC0415 - a second to import, which only a search for the capacity needs
+
     if len({round(n, 6) for n, _ in points}) < POINTS_MIN:
         return None
     n, x = (np.array(values, dtype=float) for values in zip(*points, strict=True))

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import requests
 import yaml
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from environments.model import Environment, Manifest, Role
@@ -26,6 +28,7 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 READY_TIMEOUT_S = 600
 WORKER_LABEL = "node-role.kubernetes.io/worker"
 METALLB_NAMESPACE = "metallb-system"
+SYSTEM_NAMESPACES = ("kube-system", "kube-flannel", METALLB_NAMESPACE)
 CONFIG_DIGEST = "haproof/config"  # annotation of kube-proxy's Pods: another value makes other Pods
 
 
@@ -254,7 +257,7 @@ class ClusterReady:
         try:
             nodes = self.cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items
             found = [f"node {name} {state}" for name, state in unready_nodes(nodes, names).items()]
-            for namespace in ("kube-system", "kube-flannel", METALLB_NAMESPACE):
+            for namespace in SYSTEM_NAMESPACES:
                 found += unready_workloads(self.cluster.apps, namespace)
         except ApiException as error:
             return [f"the API answers {error.status} {error.reason}"]
@@ -267,10 +270,16 @@ class ClusterReady:
         return [f"wait for {line}" for line in self._unready()] if self.reachable() else ["wait for every node"]
 
     def apply(self) -> None:
-        """Wait; raises ActionFailed with what is still not ready at the deadline."""
+        """Wait; raises ActionFailed with what is still not ready at the deadline.
+
+        Pods that crashed before this and that kubelet holds back are replaced, once: after a power cut MetalLB's
+        speakers start before kube-proxy has led them to the API, and would be held back for up to 40 s by now.
+        """
+        crashed_before = {pod.metadata.uid for pod in self._held_back()}
 
         def ready() -> bool:
             if unready := self._unready():
+                self._replace(crashed_before)
                 raise NotYet("; ".join(unready))
             return True
 
@@ -278,3 +287,39 @@ class ClusterReady:
             poll("the cluster is ready", ready, timeout_s=READY_TIMEOUT_S, interval_s=1)
         except DeadlineExceeded as error:
             raise ActionFailed(str(error)) from error
+
+    def _held_back(self) -> list[client.V1Pod]:
+        try:
+            found = [
+                self.cluster.core.list_namespaced_pod(name, _request_timeout=REQUEST_TIMEOUT_S).items
+                for name in SYSTEM_NAMESPACES
+            ]
+        except (ApiException, *UNAVAILABLE):
+            return []
+        return [pod for pods in found for pod in held_back(pods)]
+
+    def _replace(self, uids: set[str]) -> None:
+        for pod in self._held_back():
+            if pod.metadata.uid in uids:
+                uids.discard(pod.metadata.uid)
+                with suppress(ApiException, *UNAVAILABLE):  # gone by itself, or the API is: the wait goes on
+                    self.cluster.core.delete_namespaced_pod(
+                        pod.metadata.name, pod.metadata.namespace, _request_timeout=REQUEST_TIMEOUT_S
+                    )
+
+
+def held_back(pods: Sequence[client.V1Pod]) -> list[client.V1Pod]:
+    """Those of a DaemonSet or a Deployment with a container that kubelet starts again only after a pause. Pure.
+
+    10 s after a crash, twice as long after each further one (kubernetes.io, Pod Lifecycle, CrashLoopBackOff). Another
+    Pod in its place starts at once.
+    """
+    return [
+        pod
+        for pod in pods
+        if any(owner.kind in ("DaemonSet", "ReplicaSet") for owner in pod.metadata.owner_references or ())
+        and any(
+            status.state.waiting and status.state.waiting.reason == "CrashLoopBackOff"
+            for status in pod.status.container_statuses or ()
+        )
+    ]

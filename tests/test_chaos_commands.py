@@ -93,7 +93,7 @@ def test_the_verdict_is_written_before_the_picture_that_may_fail(folder: Path, m
     def permitted(*_: object) -> Iterator[object]:
         yield SimpleNamespace(environment=ENVIRONMENT)
 
-    monkeypatch.setattr(report, "picture", broken)
+    monkeypatch.setattr("chaos.picture.draw", broken)
     monkeypatch.setattr(commands, "_permitted", permitted)
     monkeypatch.setattr(commands, "Run", lambda *_: SimpleNamespace(run=lambda: None))
     monkeypatch.setattr(commands, "write", lambda _: report.write(folder))

@@ -246,6 +246,14 @@ def test_what_is_written_stays_and_a_rollback_takes_it_back(world: World) -> Non
     world.drive("rollback", 102, "s1")
     world.ensure(102)
     assert world.run(102, "cat /root/file /mnt/file; test ! -e /etc/issue").split() == ["one", "one"]
+    # Once more, for what was not copied the first time is not to be shared with the snapshot.
+    world.run(102, "sed -i s/Debian/NAIBED/ /usr/lib/os-release; echo one > /root/file; printf two >> /mnt/file")
+    world.drive("stop", 102)
+    world.drive("rollback", 102, "s1")
+    world.ensure(102)
+    assert world.run(102, "cat /root/file /mnt/file; grep -c NAIBED /usr/lib/os-release || :").split() == [
+        "one"
+    ] * 2 + ["0"]
     world.drive("delete_snapshot", 102, "s1")
 
 

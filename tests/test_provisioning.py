@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import requests
 import yaml
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic.exceptions import DynamicApiError
 from urllib3 import HTTPConnectionPool
@@ -22,7 +23,7 @@ from environments.load import find, load
 from environments.model import Environment, Machine
 from environments.secret import SecretMissing
 from provisioning.action import ActionFailed, BuildFailed
-from provisioning.addons import CONFIG_DIGEST, StrictArp, digest_of, pool_documents
+from provisioning.addons import CONFIG_DIGEST, ClusterReady, StrictArp, digest_of, pool_documents
 from provisioning.build import bring_up
 from provisioning.cluster import comparable, unready_nodes
 from provisioning.hypervisor import Hypervisor, HypervisorError, Vm, owned
@@ -345,6 +346,45 @@ def test_strict_arp_is_settled_by_what_applying_it_writes() -> None:
     template = cluster.apps.patch_namespaced_daemon_set.call_args.args[2]["spec"]["template"]
     assert yaml.safe_load(config) == {"ipvs": {"strictARP": True}, "mode": ""}
     assert proxied(config, template["metadata"]["annotations"][CONFIG_DIGEST])[1].pending() == []
+
+
+def pod(name: str, waiting: str | None = None, owner: str = "DaemonSet") -> client.V1Pod:
+    """One of MetalLB's, running or waiting."""
+    state = client.V1ContainerState(waiting=client.V1ContainerStateWaiting(reason=waiting) if waiting else None)
+    status = client.V1ContainerStatus(
+        name="one", state=state, image="i", image_id="i", ready=not waiting, restart_count=1
+    )
+    owners = [client.V1OwnerReference(api_version="v1", kind=owner, name="o", uid="o")]
+    meta = client.V1ObjectMeta(name=name, namespace="metallb-system", uid=f"uid of {name}", owner_references=owners)
+    return client.V1Pod(metadata=meta, status=client.V1PodStatus(container_statuses=[status]))
+
+
+def test_what_kubelet_holds_back_when_the_build_comes_is_replaced_once_and_no_other(environment: Environment) -> None:
+    """Who crashes afterwards has a cause that is still there, and a mirror of a static Pod cannot be replaced."""
+    crashed = "CrashLoopBackOff"
+    passing = iter(
+        [
+            [pod("before", crashed), pod("starting", "ContainerCreating"), pod("static", crashed, "Node")],
+            [pod("before", crashed), pod("static", crashed, "Node")],
+            [pod("instead", crashed), pod("static", crashed, "Node")],
+        ]
+    )
+    system: list[client.V1Pod] = []
+    cluster = mock.Mock(environment=environment)
+    cluster.core.list_namespaced_pod.side_effect = lambda name, **_: mock.Mock(
+        items=system if name == "metallb-system" else []
+    )
+    unready = iter([["daemonset/speaker 4 of 5"], ["daemonset/speaker 4 of 5"], []])
+
+    def looked_at(_: ClusterReady) -> list[str]:
+        system[:] = next(passing, [])
+        return next(unready)
+
+    system[:] = next(passing)
+    with mock.patch.object(ClusterReady, "_unready", looked_at):
+        ClusterReady(cluster, lambda: True).apply()
+    deleted = [call.args for call in cluster.core.delete_namespaced_pod.call_args_list]
+    assert deleted == [("before", "metallb-system")]
 
 
 class Configured:

@@ -1,0 +1,76 @@
+"""A visitor's HTTP client: that of Locust's FastHttpUser, without what FastHttpUser does around every request.
+
+On one core that was more than the request itself: a URL parsed anew, three sets of headers, an event that nobody hears.
+Only the generator imports this: it belongs to gevent's world.
+"""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from http.cookiejar import CookieJar
+from urllib.parse import urlsplit
+
+from geventhttpclient import HTTPClient
+from geventhttpclient.header import Headers
+from geventhttpclient.useragent import CompatRequest, CompatResponse
+from requests.utils import requote_uri
+
+ENCODINGS = {"Accept-Encoding": "gzip, deflate, br"}
+quoted = lru_cache(maxsize=1024)(requote_uri)  # the same paths are asked for again and again
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, read to its end: its status, its content decoded, and where it leads."""
+
+    status: int
+    content: bytes
+    location: str
+
+
+class Client:
+    """Sends one request after another to one site, over one connection where the site keeps it; follows no redirect."""
+
+    def __init__(self, site: str, timeout_s: float, trusted: ssl.SSLContext) -> None:
+        """`site` is a URL's scheme, host and port; `timeout_s` holds for connecting and for each silence."""
+        self._site = site
+        parts = urlsplit(site)
+        secured = parts.scheme == "https"
+        assert parts.hostname is not None
+        self._http = HTTPClient(
+            parts.hostname,
+            parts.port,
+            headers=ENCODINGS,
+            connection_timeout=timeout_s,
+            network_timeout=timeout_s,
+            ssl=secured,
+            ssl_context_factory=(lambda **_: trusted) if secured else None,
+        )
+        self._jar = CookieJar()
+
+    def request(self, method: str, path: str, body: bytes | str, headers: Mapping[str, str]) -> Answer:
+        """The answer, whatever its status; raises OSError, HTTPParseError or zlib.error where none comes whole."""
+        sent = Headers(headers)
+        about = CompatRequest(f"{self._site}{path}", method, headers=sent) if self.cookies() else None
+        if about is not None:
+            self._jar.add_cookie_header(about)
+        found = CompatResponse(self._http.request(method, quoted(path), body, sent))
+        content = found.content
+        if "set-cookie" in found.headers:
+            about = about or CompatRequest(f"{self._site}{path}", method, headers=sent)
+            self._jar.extract_cookies(found, about)  # type: ignore[arg-type]
+        location = found.headers.get("location", "")
+        return Answer(found.status_code, content, location if isinstance(location, str) else location[0])
+
+    def cookies(self) -> dict[str, str]:
+        """What the site has set."""
+        return {cookie.name: cookie.value or "" for cookie in self._jar}
+
+    def forget(self) -> None:
+        """All cookies: the next visitor has none."""
+        self._jar.clear()
+
+    def close(self) -> None:
+        """The connection with it."""
+        self._http.close()
