@@ -4,6 +4,7 @@ On one core that was more than the request itself: a URL parsed anew, three sets
 Only the generator imports this: it belongs to gevent's world.
 """
 
+import select
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from functools import lru_cache
 from http.cookiejar import CookieJar
 from urllib.parse import urlsplit
 
+from gevent.monkey import get_original
+from gevent.socket import socket
 from geventhttpclient import HTTPClient
 from geventhttpclient.header import Headers
 from geventhttpclient.useragent import CompatRequest, CompatResponse
 from requests.utils import requote_uri
 
 ENCODINGS = {"Accept-Encoding": "gzip, deflate, br"}
+unpatched_poll = get_original("select", "poll")
 quoted = lru_cache(maxsize=1024)(requote_uri)  # the same paths are asked for again and again
 
 
@@ -27,6 +31,18 @@ class Answer:
     status: int
     content: bytes
     location: str
+
+
+def is_idle(kept: socket) -> bool:
+    """Whether a kept connection can be used once more: neither ended nor written to by the site meanwhile.
+
+    The library asks by gevent's select, which lets everybody else go first, and knows no file above 1023.
+    """
+    if kept.fileno() < 0:
+        return False
+    poll = unpatched_poll()
+    poll.register(kept.fileno(), select.POLLIN)
+    return not poll.poll(0)
 
 
 class Client:
@@ -47,19 +63,21 @@ class Client:
             ssl=secured,
             ssl_context_factory=(lambda **_: trusted) if secured else None,
         )
+        self._http._connection_pool._is_socket_alive = is_idle  # type: ignore[method-assign, assignment]
         self._jar = CookieJar()
+        self._has_cookies = False  # to look into the jar takes longer
 
     def request(self, method: str, path: str, body: bytes | str, headers: Mapping[str, str]) -> Answer:
         """The answer, whatever its status; raises OSError, HTTPParseError or zlib.error where none comes whole."""
         sent = Headers(headers)
-        about = CompatRequest(f"{self._site}{path}", method, headers=sent) if self.cookies() else None
-        if about is not None:
-            self._jar.add_cookie_header(about)
+        if self._has_cookies:
+            self._jar.add_cookie_header(CompatRequest(f"{self._site}{path}", method, headers=sent))
         found = CompatResponse(self._http.request(method, quoted(path), body, sent))
         content = found.content
         if "set-cookie" in found.headers:
-            about = about or CompatRequest(f"{self._site}{path}", method, headers=sent)
-            self._jar.extract_cookies(found, about)  # type: ignore[arg-type]
+            asked = CompatRequest(f"{self._site}{path}", method, headers=sent)
+            self._jar.extract_cookies(found, asked)  # type: ignore[arg-type]
+            self._has_cookies = True
         location = found.headers.get("location", "")
         return Answer(found.status_code, content, location if isinstance(location, str) else location[0])
 
@@ -69,7 +87,9 @@ class Client:
 
     def forget(self) -> None:
         """All cookies: the next visitor has none."""
-        self._jar.clear()
+        if self._has_cookies:
+            self._jar.clear()
+            self._has_cookies = False
 
     def close(self) -> None:
         """The connection with it."""
