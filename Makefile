@@ -5,6 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin
 # Which drills and which lies `make test` picks, and whom they strike: make test SEED=7
 SEED ?= 48345
+# Tests that need neither root nor a target, so that several run at once.
+NEEDS_NOTHING := not lab and not alone and not faults and not sabotage
 export PATH := $(PATH):$(CURDIR)/$(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What the lab uses of Debian: system containers, the mirror's builders, the registry; below, what compiles NDB.
@@ -22,7 +24,8 @@ certify: setup ## build the lab's target where it is not built, then judge every
 
 test: setup check ## unit tests, then the lab built from nothing, every feature run, and ten lies told to it
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests features -m "not faults and not sabotage and not alone and (short or not drill)" --chaos lab --drills 3 --seed $(SEED)
+	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" -n auto --dist worksteal
+	$(RUN)/pytest tests features -m "(lab or acceptance or disruptive or short) and not faults and not sabotage and not alone" --chaos lab --drills 3 --seed $(SEED)
 	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; about half an hour
@@ -42,7 +45,7 @@ quiet: setup ## the untouched lab judged ten times from its snapshot, half of th
 	$(RUN)/python -m tests.sabotage.quiet
 
 unit: setup ## tests that need neither root nor a target
-	$(RUN)/pytest tests -m "not lab and not alone"
+	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" -n auto --dist worksteal
 
 check: setup ## lint and types
 	$(RUN)/ruff check .
