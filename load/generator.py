@@ -16,7 +16,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
+from load.alarm import Alarm
 from load.arrivals import duration_s, share, times
 from load.client import Client
 from load.plan import Plan
@@ -169,16 +170,17 @@ class Worker:
 
     def send_all(self) -> None:
         """Returns when the last visitor has gone; whoever does not go in time is cut off, and counted."""
-        for intended_s, act in self._visits():
-            self.tally.meant(intended_s)
-            gevent.sleep(max(0.0, intended_s - self.passed_s()))
-            if len(self._under_way) >= self.plan.in_flight_max:
-                self._turned_away(intended_s)
-                continue
-            if self.passed_s() - intended_s > LATE_S:
-                self.tally.late(intended_s)
-            # Raw: a greenlet that can be waited for costs as much as half a request.
-            self._under_way.add(gevent.spawn_raw(self._visit, act, intended_s))
+        with closing(Alarm()) as alarm:
+            for intended_s, act in self._visits():
+                self.tally.meant(intended_s)
+                alarm.wait_until(self._began_s + intended_s)
+                if len(self._under_way) >= self.plan.in_flight_max:
+                    self._turned_away(intended_s)
+                    continue
+                if self.passed_s() - intended_s > LATE_S:
+                    self.tally.late(intended_s)
+                # Raw: a greenlet that can be waited for costs as much as half a request.
+                self._under_way.add(gevent.spawn_raw(self._visit, act, intended_s))
         self._await_all()
         for visitor in tuple(self._under_way):
             gevent.kill(visitor)

@@ -173,6 +173,30 @@ def alone(wanted: Plan, *arguments: str) -> Summary:
     return summary([LINE.validate_json(line) for line in done.stdout.splitlines()])
 
 
+# Waits three times for a moment to come and once for one that has passed, while another greenlet counts.
+WAITING = """
+import time, gevent
+from load.alarm import Alarm
+others = []
+gevent.spawn(lambda: [others.append(gevent.sleep(0.001)) for _ in range(20)])
+alarm = Alarm()
+early = []
+for ahead_s in (0.03, 0.0004, 0.03, -1):
+    at_s = time.monotonic() + ahead_s
+    alarm.wait_until(at_s)
+    early.append(time.monotonic() < at_s)
+alarm.close()
+print(any(early), len(others))
+"""
+
+
+def test_nobody_is_sent_before_the_time_and_others_go_on_meanwhile() -> None:
+    done = subprocess.run([sys.executable, "-c", WAITING], cwd=ROOT, capture_output=True, text=True, check=True)
+    early, others = done.stdout.split()
+    assert early == "False"
+    assert int(others) > 5
+
+
 def test_a_machine_out_of_files_is_the_generators_failure_not_the_sites() -> None:
     with site() as server:
         server.stalled_s = (0, time.monotonic() + 600)
@@ -296,14 +320,14 @@ def test_where_nobody_answers_no_load_is_sent() -> None:
 
 
 def test_only_the_generator_imports_locust() -> None:
-    """It patches the world when it is imported; its HTTP client belongs to that world."""
+    """It patches the world when it is imported; its HTTP client and its alarm belong to that world."""
     root = Path(__file__).parent.parent
     importing = [
         p.name
         for p in (root / "load").glob("*.py")
         if re.search(r"^(from|import) (locust|gevent)", p.read_text(), re.M)
     ]
-    assert sorted(importing) == ["client.py", "generator.py"]
+    assert sorted(importing) == ["alarm.py", "client.py", "generator.py"]
     loaded = "import load.__main__, sys; print([name for name in sys.modules if name.startswith(('locust', 'gevent'))])"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
