@@ -42,7 +42,10 @@ class Alarm:
             self._readable = self._hub.loop.io(self._fd, READ)
 
     def wait_until(self, at_s: float) -> None:
-        """Let others go on until `time.monotonic()` is `at_s`; where that has passed, they have their turn as well."""
+        """Let others go on until `time.monotonic()` is `at_s`; where that has passed, they have their turn as well.
+
+        Raises OSError where the kernel takes no such time.
+        """
         if self._fd < 0 or at_s <= time.monotonic():
             gevent.sleep(max(0.0, at_s - time.monotonic()))
             return

@@ -28,7 +28,7 @@ LAYERS = set(re.findall(r"^ *(\w+): layer - ", (ROOT / "pytest.ini").read_text()
 IDS = [*(f"P{number}" for number in range(1, 14)), *(f"M{number}" for number in range(1, 5))]
 OURS = ("environments", "provisioning", "steps", "chaos", "load", "certificate", "lab")
 # Waits that are no waiting for something: `poll` itself, and visitors, whose times are what a load test consists of.
-PACED = ("provisioning/poll.py", "load/generator.py")
+PACED = ("provisioning/poll.py", "load/generator.py", "load/alarm.py")
 RULES: list[tuple[Rule, Sequence[str]]] = [
     (house_rules.asynchronous, ("steps",)),
     (house_rules.sleeping, ("steps", "chaos", "provisioning", "load")),
