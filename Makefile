@@ -5,8 +5,9 @@ VENV := .venv
 RUN := $(VENV)/bin
 # Which drills and which lies `make test` picks, and whom they strike: make test SEED=7
 SEED ?= 48345
+USUAL := not faults and not sabotage and not alone
 # Tests that need neither root nor a target, so that several run at once.
-NEEDS_NOTHING := not lab and not alone and not faults and not sabotage
+NEEDS_NOTHING := not lab and $(USUAL)
 export PATH := $(PATH):$(CURDIR)/$(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What the lab uses of Debian: system containers, the mirror's builders, the registry; below, what compiles NDB.
@@ -25,7 +26,7 @@ certify: setup ## build the lab's target where it is not built, then judge every
 test: setup check ## unit tests, then the lab built from nothing, every feature run, and ten lies told to it
 	$(RUN)/python -m lab down --delete
 	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" -n auto --dist worksteal
-	$(RUN)/pytest tests features -m "(lab or acceptance or disruptive or short) and not faults and not sabotage and not alone" --chaos lab --drills 3 --seed $(SEED)
+	$(RUN)/pytest tests features -m "(lab or acceptance or disruptive or short) and $(USUAL)" --chaos lab --drills 3 --seed $(SEED)
 	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; about half an hour

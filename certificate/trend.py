@@ -42,11 +42,11 @@ def effect(value: float, earlier: Sequence[float], figures: int = 1) -> Effect |
     s * sqrt(1 + 1/n), where s holds what the ruler cannot tell apart, too (Montgomery & Runger, Applied Statistics and
     Probability for Engineers, 8-6).
     """
-    from scipy.special import stdtrit  # noqa: PLC0415 - a second to import, which a first run need not wait for
-
     count = len(earlier)
     if count < EARLIER_MIN:
         return None
+    from scipy.special import stdtrit  # noqa: PLC0415 - a second to import, which a first run need not wait for
+
     usual = statistics.fmean(earlier)
     spread = math.hypot(statistics.stdev(earlier), RESOLUTION)
     half = float(stdtrit(count - 1, 1 - (1 - CONFIDENCE) / figures / 2)) * spread * math.sqrt(1 + 1 / count)

@@ -36,7 +36,7 @@ from load.arrivals import duration_s, share, times
 from load.client import Client
 from load.plan import Plan
 from load.record import BEGUN, FILE, LATE_S, End, Header, Tally, own_fault, write
-from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts
+from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts, path_of
 
 HEAD_START_S = 1.0  # from dealing out the plan to the first visitor
 GRACE_S = 5.0  # for the last answers, beyond their own time
@@ -106,7 +106,7 @@ class Tab:
     @property
     def host(self) -> str:
         """The URL's."""
-        return urlsplit(str(self._worker.plan.url)).netloc
+        return self._worker.asked.netloc
 
     def cookies(self) -> dict[str, str]:
         """What the site has set."""
@@ -121,11 +121,10 @@ class Tab:
 class Clients:
     """Browsers to send requests by: new ones with connections of their own, or kept ones."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, site: str) -> None:
         self._plan = plan
         self._kept: list[Client] = []
-        parts = urlsplit(str(plan.url))
-        self._site = f"{parts.scheme}://{parts.netloc}"
+        self._site = site
         self._trusted = ssl.create_default_context(cadata=plan.ca or None)
 
     @contextmanager
@@ -152,9 +151,9 @@ class Worker:
         self._index = index
         self._began_s = 0.0
         self._under_way: set[gevent.greenlet] = set()
-        self._clients = Clients(plan)
-        asked = urlsplit(str(plan.url))
-        self.page = f"{asked.path}?{asked.query}".rstrip("?")
+        self.asked = urlsplit(str(plan.url))
+        self.page = path_of(self.asked)
+        self._clients = Clients(plan, f"{self.asked.scheme}://{self.asked.netloc}")
         desk = Desk(Session(plan.editor), plan.mark) if plan.editor else None
         known = acts(desk)
         self._acts = [known[visit] for visit in plan.weights]

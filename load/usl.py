@@ -45,10 +45,10 @@ def at_once(rate: float, mean_ms: float) -> float:
 
 def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
     """By least squares through (requests at once, requests a second); None where these do not settle it."""
-    from scipy import optimize, stats  # noqa: PLC0415 - a second to import, which only a search for the capacity needs
-
     if len({round(n, 6) for n, _ in points}) < POINTS_MIN:
         return None
+    from scipy import optimize, stats  # noqa: PLC0415 - a second to import, which only a search for the capacity needs
+
     n, x = (np.array(values, dtype=float) for values in zip(*points, strict=True))
 
     def law(at: "np.ndarray[tuple[int], np.dtype[np.float64]]", g: float, s: float, k: float) -> object:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from environments.model import Visit
 from load.plan import Editor
@@ -84,10 +84,15 @@ class Session:
     posts: list[int] = field(default_factory=list)
 
 
+def path_of(url: SplitResult) -> str:
+    """What of a URL its host is asked for. Pure."""
+    return f"{url.path}?{url.query}".rstrip("?")
+
+
 def assets(page: str, host: str) -> list[str]:
     """Paths of styles, scripts and pictures that a browser would fetch for a page from the site itself. Pure."""
     found = [urlsplit(url) for url in ASSET.findall(page)]
-    paths = [f"{url.path}?{url.query}".rstrip("?") for url in found if url.netloc in ("", host)]
+    paths = [path_of(url) for url in found if url.netloc in ("", host)]
     return list(dict.fromkeys(path for path in paths if path.startswith("/")))[:ASSETS_MAX]
 
 

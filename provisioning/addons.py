@@ -272,14 +272,14 @@ class ClusterReady:
     def apply(self) -> None:
         """Wait; raises ActionFailed with what is still not ready at the deadline.
 
-        Pods that crashed before this and that kubelet holds back are replaced, once: after a power cut MetalLB's
-        speakers start before kube-proxy has led them to the API, and would be held back for up to 40 s by now.
+        Pods that kubelet holds back after a crash are replaced first: after a power cut MetalLB's speakers start before
+        kube-proxy has led them to the API, and would be held back for up to 40 s by now. Who crashes afterwards has a
+        cause that is still there, and is waited for.
         """
-        crashed_before = {pod.metadata.uid for pod in self._held_back()}
+        self._replace_crashed()
 
         def ready() -> bool:
             if unready := self._unready():
-                self._replace(crashed_before)
                 raise NotYet("; ".join(unready))
             return True
 
@@ -288,27 +288,16 @@ class ClusterReady:
         except DeadlineExceeded as error:
             raise ActionFailed(str(error)) from error
 
-    def _held_back(self) -> list[client.V1Pod]:
-        try:
-            found = [
-                self.cluster.core.list_namespaced_pod(name, _request_timeout=REQUEST_TIMEOUT_S).items
-                for name in SYSTEM_NAMESPACES
-            ]
-        except (ApiException, *UNAVAILABLE):
-            return []
-        return [pod for pods in found for pod in held_back(pods)]
-
-    def _replace(self, uids: set[str]) -> None:
-        for pod in self._held_back():
-            if pod.metadata.uid in uids:
-                uids.discard(pod.metadata.uid)
-                with suppress(ApiException, *UNAVAILABLE):  # gone by itself, or the API is: the wait goes on
-                    self.cluster.core.delete_namespaced_pod(
-                        pod.metadata.name, pod.metadata.namespace, _request_timeout=REQUEST_TIMEOUT_S
-                    )
+    def _replace_crashed(self) -> None:
+        core = self.cluster.core
+        for namespace in SYSTEM_NAMESPACES:
+            with suppress(ApiException, *UNAVAILABLE):  # the API is away: there is a wait to come
+                for pod in crash_looping(core.list_namespaced_pod(namespace, _request_timeout=REQUEST_TIMEOUT_S).items):
+                    with suppress(ApiException):  # gone by itself
+                        core.delete_namespaced_pod(pod.metadata.name, namespace, _request_timeout=REQUEST_TIMEOUT_S)
 
 
-def held_back(pods: Sequence[client.V1Pod]) -> list[client.V1Pod]:
+def crash_looping(pods: Sequence[client.V1Pod]) -> list[client.V1Pod]:
     """Those of a DaemonSet or a Deployment with a container that kubelet starts again only after a pause. Pure.
 
     10 s after a crash, twice as long after each further one (kubernetes.io, Pod Lifecycle, CrashLoopBackOff). Another
