@@ -45,7 +45,7 @@ from provisioning.machines import in_parallel
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 
-STEADY_S, STEADY_TIMEOUT_S = 8.0, 60.0
+STEADY_S, STEADY_TIMEOUT_S = 8.0, 180.0
 AFTERWARDS_S = 3.0
 WHOLE_TIMEOUT_S = 420.0
 HEALTHY_TIMEOUT_S = 60.0

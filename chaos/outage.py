@@ -66,10 +66,12 @@ def ruler_of(layer: str, probes: Sequence[Probe], steady: tuple[float, float], i
     failed = [probe for probe in within if not probe.ok]
     if failed:
         raise NothingMeasured(f"{layer} failed before anything was done to it: {failed[0].error}")
-    if len(within) < 0.5 * (ended_s - began_s) / interval_s or len(within) < 2:
+    latencies = [probe.ended_s - probe.intended_s for probe in within] or [0.0]
+    median_s = statistics.median(latencies)
+    # Who waits for each answer asks no more often than it is answered.
+    ruler = Ruler(max(interval_s, median_s) if _serial(layer) else interval_s, median_s, max(latencies))
+    if len(within) < 0.5 * (ended_s - began_s) / ruler.interval_s or len(within) < 2:
         raise NothingMeasured(f"{layer} was asked {len(within)} times in the steady phase, too few to measure by")
-    latencies = [probe.ended_s - probe.intended_s for probe in within]
-    ruler = Ruler(interval_s, statistics.median(latencies), max(latencies))
     silent_s = ended_s - max(probe.ended_s for probe in within)
     if silent_s > ruler.gap_max_s:
         raise NothingMeasured(f"{layer} answered nobody for {silent_s:.1f} s before anything was done to it")
@@ -177,18 +179,23 @@ def unsteady(events: Iterable[Event], steady: tuple[float, float], intervals_s: 
 def of_history(history: History) -> tuple[dict[str, list[Outage]], dict[str, str]]:
     """The outages of every layer that was probed or written to, and of the layers that cannot be judged why not."""
     steady, header = history.phase("steady"), history.header
+    why = "".join(f"; the drill ended early: {one.reason}" for one in history.of(Aborted))
     found: dict[str, list[Outage]] = {}
     unjudged: dict[str, str] = {}
     for layer, asked in by_layer(history.events, header.intervals_s).items():
         try:
             if steady is None:
-                why = "".join(f"; the drill ended early: {one.reason}" for one in history.of(Aborted))
-                raise NothingMeasured(f"{layer} has no steady phase to be measured by{why}")
+                raise NothingMeasured(f"{layer} has no steady phase to be measured by")
             ruler = ruler_of(layer, asked, steady, header.intervals_s[layer])
         except NothingMeasured as error:
-            unjudged[layer] = str(error)
+            unjudged[layer] = f"{error}{why}"
             continue
-        # A writer asks one thing at a time: while it waits, that is its last question.
-        serial = layer.startswith("write/")
-        found[layer] = outages(layer, asked, ruler, max(p.ended_s if serial else p.intended_s for p in asked))
+        # While a writer waits, that is its last question.
+        until_s = max(probe.ended_s if _serial(layer) else probe.intended_s for probe in asked)
+        found[layer] = outages(layer, asked, ruler, until_s)
     return found, unjudged
+
+
+def _serial(layer: str) -> bool:
+    """Writers ask one thing at a time; probes ask whatever the answers do."""
+    return layer.startswith("write/")

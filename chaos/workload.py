@@ -193,11 +193,14 @@ def write_one(writer: AnyWriter, intended_s: float) -> Write:
 
 
 def write_all(writer: AnyWriter, record: Callable[[Write], None], stop: threading.Event) -> None:
-    """Write every interval until `stop`; what falls due while one waits is intended then, and comes late."""
+    """Write every interval until `stop`. What falls due while one waits is not made up for: the wait itself tells.
+
+    Made up for, an hour's silence would end in a storm, and on a slow machine the next write never be due in time.
+    """
     due_s = time.monotonic()
     while not stop.wait(max(0.0, due_s - time.monotonic())):
         record(write_one(writer, due_s))
-        due_s += writer.interval_s
+        due_s = max(due_s + writer.interval_s, time.monotonic())
 
 
 def write_together(writers: Sequence[AnyWriter], record: Callable[[Write], None], stop: threading.Event) -> None:

@@ -145,6 +145,17 @@ def test_a_layer_that_was_not_steady_is_not_measured() -> None:
         measured(asked(swallows, [(STEADY_S - 1.5, STEADY_S + 3)]))
 
 
+def test_a_writer_that_is_slower_than_its_interval_is_measured_by_its_own_pace() -> None:
+    starts_s = [2.5 * number for number in range(4)] + [30 + 2.5 * number for number in range(10)]
+    writes = [Probe(layer="write/post", intended_s=at, started_s=at, ended_s=at + 2.4) for at in starts_s]
+    ruler = ruler_of("write/post", writes, (0.0, 10.0), interval_s=1.5)
+    assert ruler.interval_s == pytest.approx(2.4)
+    (found,) = outages("write/post", writes, ruler, max(write.ended_s for write in writes))
+    assert (round(found.began_s), round(found.ended_s or 0)) == (11, 29)
+    with pytest.raises(NothingMeasured, match="too few"):  # who does not wait for answers is late
+        ruler_of("page/vip", writes[:2], (0.0, 10.0), interval_s=1.5)
+
+
 def test_outages_come_in_order_and_apart() -> None:
     found = measured(asked(swallows, [(20, 21), (25, 28), (40, 50)]))
     assert [round(outage.length_s(LAST_S)) for outage in found] == [1, 3, 10]
