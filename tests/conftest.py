@@ -8,6 +8,8 @@ import pytest
 from lab import provider
 from lab.lock import live_owner
 from lab.paths import Paths
+from provisioning.session import Session, open_session
+from tests.live_lab import build
 
 pytest_plugins = ["pytester"]
 
@@ -19,6 +21,14 @@ def lacking() -> str:
     if os.geteuid() == 0 and live_owner(paths):
         return ""
     return " ".join(provider.misses(paths))
+
+
+@pytest.fixture(scope="session")
+def lab_target() -> Session:
+    """The lab's target, built once for all modules that test it; each leaves it as its own file says."""
+    done = build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return open_session("lab")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

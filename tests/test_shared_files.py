@@ -13,9 +13,8 @@ import pytest
 
 from environments.model import Machine, Role
 from provisioning.machines import in_parallel
-from provisioning.session import Session, open_session
+from provisioning.session import Session
 from provisioning.ssh import Result
-from tests.live_lab import build
 
 pytestmark = pytest.mark.lab
 AWAY_S = 20
@@ -50,10 +49,8 @@ class Share:
 
 
 @pytest.fixture(scope="module")
-def share() -> Iterator[Share]:
-    done = build()
-    assert done.returncode == 0, done.stdout + done.stderr
-    session = open_session("lab")
+def share(lab_target: Session) -> Iterator[Share]:
+    session = lab_target
     first, second = session.environment.with_role(Role.WORKER)[:2]
     token = secrets.token_hex(4)
     server = session.environment.with_role(Role.NFS)[0]

@@ -12,7 +12,7 @@ from provisioning.action import Action, BuildFailed
 from provisioning.build import bring_up
 from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.poll import NotYet, poll
-from provisioning.session import Session, open_session
+from provisioning.session import Session
 from provisioning.site import NAMESPACE, SELECTOR, SiteDeclared, SiteInstalled, SiteRunning, unready_replicas
 from tests.live_lab import build
 
@@ -21,12 +21,11 @@ PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
-def built() -> Session:
+def built(lab_target: Session) -> Session:
     """The lab's target; a build of what is built changes nothing."""
-    whole()
     done = build()
     assert done.stderr.endswith("\n0 changed\n"), done.stderr
-    return open_session("lab")
+    return lab_target
 
 
 @pytest.fixture

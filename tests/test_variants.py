@@ -8,28 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from provisioning.session import open_session
+from provisioning.session import Session
 from steps.limits import keep_visiting
 from tests.live_lab import ROOT, build
 
 pytestmark = pytest.mark.lab
 
 
-@pytest.fixture(scope="module")
-def built() -> None:
-    """The lab's target as its own file says."""
-    whole()
-
-
-@pytest.fixture(autouse=True)
-def built_again(built: None) -> Iterator[None]:
-    """The same afterwards."""
-    yield
-    whole()
-
-
-def whole() -> None:
-    """A build that ends well."""
+@pytest.fixture
+def target(lab_target: Session) -> Iterator[Session]:
+    """The lab's, and as its own file says again afterwards."""
+    yield lab_target
     done = build()
     assert done.returncode == 0, done.stderr
 
@@ -45,7 +34,9 @@ def variant(folder: Path, changes: Mapping[str, str]) -> Path:
     return file
 
 
-def test_what_an_environment_chooses_otherwise_is_rolled_out_while_the_site_answers(tmp_path: Path) -> None:
+def test_what_an_environment_chooses_otherwise_is_rolled_out_while_the_site_answers(
+    target: Session, tmp_path: Path
+) -> None:
     """A visitor whose page was being made from a data node that went reloads it.
 
     The virtual address is closed to all but the connector and this runner, who is that visitor.
@@ -58,10 +49,9 @@ def test_what_an_environment_chooses_otherwise_is_rolled_out_while_the_site_answ
             'vip = "172.31.0.100"': f'vip = "172.31.0.100"\n{clients}',
         },
     )
-    environment = open_session("lab").environment
     with ThreadPoolExecutor(1) as pool:
         rollout = pool.submit(build, other)
-        visits = keep_visiting(environment, lambda: not rollout.done())
+        visits = keep_visiting(target.environment, lambda: not rollout.done())
     assert rollout.result().returncode == 0, rollout.result().stderr
     assert "NDB cluster started: 3 changed" in rollout.result().stderr
     assert "site declared: 1 changed" in rollout.result().stderr

@@ -20,8 +20,8 @@ from chaos.fault import KINDS
 from chaos.journal import Journal
 from chaos.ledger import PREFIX, TABLE_PREFIX
 from provisioning.poll import NotYet, poll
-from provisioning.session import Session, open_session
-from tests.live_lab import ROOT, build
+from provisioning.session import Session
+from tests.live_lab import ROOT
 
 pytestmark = pytest.mark.lab
 # One of each way to break and to heal: the hypervisor's, a script's with its timer, two machines at once, a cable.
@@ -33,13 +33,10 @@ WHOLE_TIMEOUT_S = 180
 
 
 @pytest.fixture(scope="module")
-def target() -> Session:
+def target(lab_target: Session) -> Session:
     """The lab's, built and whole."""
-    done = build()
-    assert done.returncode == 0, done.stderr
-    session = open_session("lab")
-    await_whole(session)
-    return session
+    await_whole(lab_target)
+    return lab_target
 
 
 def await_whole(session: Session) -> None:
