@@ -2,58 +2,23 @@
 
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
-from certificate.verdict import NotExercised
-from chaos.journal import HealFailed
-from chaos.ledger import PREFIX
-from environments.load import EnvironmentInvalid
 from environments.model import Visit
 from load import capacity_report, report
-from load.arrivals import Segment, Shape, duration_s, segments
-from load.condition import CONDITIONS, WELL, RollingUpdate, under
+from load.arrivals import Shape, segments
 from load.found import FILE as FOUND
 from load.found import Found, Searched
-from load.leftovers import left_by, sweep
-from load.objective import Summary
-from load.plan import Plan
-from load.record import Header, RecordError, read
-from load.run import Incomplete, Refused, Where, add, check, editor, header, nothing, place, run, started
-from load.samples import sampling
-from load.trials import Trials, Void
-from provisioning.action import ActionFailed
-from provisioning.cluster import UNAVAILABLE
-from provisioning.hypervisor import HypervisorError
-from provisioning.session import ProviderError, Session, open_session
+from load.record import BY_HAND, RecordError, begun, said_of
 
+# `load.campaign` is imported inside functions: what it needs takes seconds to import, and a report needs none of it.
 MISSED, REFUSED, VOID = 1, 2, 3
-MARK = f"{PREFIX}load-"  # what drills sweep, load's posts and files are swept with
-NAMED = ("vip", "public")
-BY_HAND = "stopped by hand"
-# What keeps load from being sent, or a result from being one; each message says what to do.
-REFUSALS = (
-    Refused,
-    RecordError,
-    EnvironmentInvalid,
-    ProviderError,
-    NotExercised,
-    ActionFailed,
-    HypervisorError,
-    HealFailed,
-    OSError,
-    ValueError,
-    *UNAVAILABLE,
-)
-
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Env = Annotated[str, typer.Option(help="environment, by name or file")]
 To = Annotated[str, typer.Option(help="where visitors go: vip, public, or a URL (one page of it, again and again)")]
@@ -67,103 +32,20 @@ Out = Annotated[Path | None, typer.Option(help="folder for the results, which mu
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(*refusals: type[Exception]) -> Iterator[None]:
     """What goes wrong is one clear message, and nothing is presented as a result."""
     try:
         yield
-    except REFUSALS as error:
-        typer.echo(_said_of(error), err=True)
+    except refusals as error:
+        typer.echo(said_of(error), err=True)
         raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt as error:
         typer.echo(BY_HAND, err=True)
         raise typer.Exit(REFUSED) from error
 
 
-def _said_of(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
-
-
-def _permitted(session: Session, chaos: str, what: str) -> None:
-    """Only a target whose owner says so, and whose name is repeated, is touched; raises Refused."""
-    environment = session.environment
-    if not environment.chaos.allowed:
-        raise Refused(f"{what} takes permission, and chaos.allowed is false in the environment {environment.name}")
-    if chaos != environment.name:
-        raise Refused(f"{what} takes the environment's name once more: --chaos {environment.name}")
-
-
-def _plan(session: Session, to: str, parts: Sequence[Segment], workers: int, seed: int | None, visits: str) -> Plan:
-    """What is to be done, after a look whether the place answers; raises Refused."""
-    at, described = place(session, to), session.environment.load
-    check(session.environment, at)
-    weights = dict(described.weights) if to in NAMED else {Visit.PAGE: 1.0}
-    try:
-        if visits:
-            weights = {Visit(name.strip()): 1.0 for name in visits.split(",")}
-        return Plan(
-            url=at.url,  # type: ignore[arg-type]
-            segments=tuple(parts),
-            poisson_seed=seed,
-            weights=weights,
-            think_s=described.think_s,
-            workers=workers,
-            resolve=at.resolve,
-            ca=at.ca,
-            editor=editor(session.environment, at),
-            mark=MARK,
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Refused(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except ValueError as error:
-        raise Refused(f"{error}; expected some of {', '.join(Visit)}") from error
-
-
-def _folder(out: Path | None, session: Session, what: str) -> Path:
-    return out or Path("out") / session.environment.name / f"{what}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}"
-
-
 def _command() -> str:
     return shlex.join(["python", "-m", "load", *sys.argv[1:]])
-
-
-def _generated(
-    session: Session,
-    plan: Plan,
-    folder: Path,
-    say: Callable[[str], None],
-    where: Where = Where(),  # noqa: B008 - frozen
-    update: RollingUpdate | None = None,
-) -> Summary:
-    """Send it while the machines are looked at; the record is judged, however far it came. Raises Refused."""
-    described = header(session, plan, _command())
-    with sampling(session) as sampler, update.during() if update else nullcontext():
-        try:
-            run(plan, described, folder, say, where, update.begin if update else nothing)
-        except Incomplete as error:
-            say(f"ended early: {error}")
-    first = _header(folder)
-    second_0_s = first.began.timestamp() + time.monotonic() - time.time()
-    trouble = f"the rolling update failed: {update.trouble}" if update and update.trouble else ""
-    add(folder, [*(update.marks(second_0_s) if update else ()), *sampler.since(second_0_s)], trouble)
-    said = report.write(folder)
-    if left_by(plan):
-        _clear(session, say)
-    return said
-
-
-def _clear(session: Session, say: Callable[[str], None]) -> None:
-    """What load left; where that fails the result stands, and the next run clears it."""
-    try:
-        sweep(session)
-    except (ActionFailed, OSError) as error:
-        say(f"what this run left on the target could not be cleared, and the next run will: {_said_of(error)}")
-
-
-def _header(folder: Path) -> Header:
-    first = read(folder)[0]
-    assert isinstance(first, Header)
-    return first
 
 
 @app.command("run")
@@ -189,18 +71,16 @@ def run_once(
 
     Exit code 0: the objective held, or there is none. 1: it was missed. 2: nothing was sent. 3: the run is void.
     """
+    from load import campaign  # noqa: PLC0415
+    from load.run import Where  # noqa: PLC0415
+
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with _told():
-        parts = segments(shape, rate, duration)
-        session = open_session(env)
-        if rolling_update:
-            _permitted(session, chaos, "a rolling update")
-        plan = _plan(session, to, parts, workers + elsewhere, seed, visits)
-        folder = _folder(out, session, "load")
-        console.print(f"{plan.url}: {rate:g} visitors a second ({shape}) for {duration:g} s by {plan.workers} workers")
-        update = RollingUpdate(session, duration_s(parts) / 4) if rolling_update else None
-        said = _generated(session, plan, folder, console.print, Where(bind, port, elsewhere), update)
-        told = report.verdict(_header(folder), said)
+    told = f"{rate:g} visitors a second ({shape}) for {duration:g} s"
+    order = campaign.Order(_command(), env, to, chaos, workers + elsewhere, visits, out)
+    with _told(*campaign.REFUSALS):
+        parts, where = segments(shape, rate, duration), Where(bind, port, elsewhere)
+        folder, said = campaign.visitors(order, parts, seed, where, told, console.print, rolling_update=rolling_update)
+        told = report.verdict(begun(folder), said)
     figures = (
         f"p95 {said.percentiles_ms[95.0]:.0f} ms, {said.failed_share:.2%} failed, {said.rate:.1f} requests a second"
     )
@@ -225,37 +105,17 @@ def find_capacity(
     Exit code 0: found. 1: not even the lowest rate holds. 2: nothing was sent. 3: ended early, or a trial was void;
     what was found until then is in the report, marked incomplete.
     """
+    from load import campaign  # noqa: PLC0415
+
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with _told():
-        segments(Shape.CONSTANT, start, duration)
-        session = open_session(env)
-        wanted = session.environment.load.objective
-        if wanted is None:
-            raise Refused(f"the environment {session.environment.name} has no load.objective, which capacity is about")
-        if chaos:
-            _permitted(session, chaos, "to take machines away")
-
-        def planned(rate: float, number: int) -> Plan:
-            return _plan(session, to, segments(Shape.CONSTANT, rate, duration), workers, seed + number, visits)
-
-        first = header(session, planned(start, 0), _command())
-        folder = _folder(out, session, "capacity")
-        folder.mkdir(parents=True)
-
-        def generate(rate: float, number: int, place: Path) -> Summary:
-            return _generated(session, planned(rate, number), place, lambda _: None)
-
-        trials = Trials(session.environment, wanted, folder, generate, console.print)
-        incomplete = _ended_early(lambda: _searched(session, env, trials, start, seed, taking_away=bool(chaos)))
-        if not any(folder.iterdir()):
-            folder.rmdir()
-            raise Refused(incomplete)
-        if trials.searched:
-            Found(header=first, searched=tuple(trials.searched), incomplete=incomplete).keep(folder)
+    order = campaign.Order(_command(), env, to, chaos, workers, visits, out)
+    with _told(*campaign.REFUSALS):
+        folder, found, incomplete = campaign.capacity(order, start, duration, seed, console.print)
+        if found:
             _tell(folder, console.print)
     if incomplete:
         typer.echo(f"incomplete: {incomplete}", err=True)
-    raise typer.Exit(_code(void=bool(incomplete), missed=_nothing_holds(trials.searched)))
+    raise typer.Exit(_code(void=bool(incomplete), missed=_nothing_holds(found)))
 
 
 def _nothing_holds(searched: Sequence[Searched]) -> bool:
@@ -264,23 +124,6 @@ def _nothing_holds(searched: Sequence[Searched]) -> bool:
 
 def _code(*, void: bool, missed: bool) -> int:
     return VOID if void else MISSED if missed else 0
-
-
-def _searched(session: Session, env: str, trials: Trials, start: float, seed: int, *, taking_away: bool) -> None:
-    for condition in CONDITIONS if taking_away else (WELL,):
-        with under(session, env, condition, seed):
-            trials.search(condition, start)
-
-
-def _ended_early(work: Callable[[], None]) -> str:
-    """Why it did; empty where it came to its end."""
-    try:
-        work()
-    except (Void, *REFUSALS) as error:
-        return _said_of(error)
-    except KeyboardInterrupt:
-        return BY_HAND
-    return ""
 
 
 def _tell(folder: Path, say: Callable[[str], None]) -> None:
@@ -296,6 +139,8 @@ def work(
     workers: Workers = 1,
 ) -> None:
     """Send a share of somebody's load from this machine: workers that end with that run."""
+    from load.run import started  # noqa: PLC0415
+
     host, _, port = master.rpartition(":")
     if not host or not port.isdigit():
         typer.echo(f"“{master}” is no place to find a master: expected HOST:PORT", err=True)
@@ -315,13 +160,13 @@ def work(
 @app.command("report")
 def report_again(folder: Annotated[Path, typer.Argument(help="of a run, or of a search for the capacity")]) -> None:
     """Judge a record again, and write its page, JSON and CSV anew; needs no target. Exit codes are those of `run`."""
-    with _told():
+    with _told(RecordError, OSError, ValueError):
         if (folder / FOUND).exists():
             found = Found.read(folder)
             _tell(folder, typer.echo)
             raise typer.Exit(_code(void=bool(found.incomplete), missed=_nothing_holds(found.searched)))
         said = report.write(folder)
-        told = report.verdict(_header(folder), said)
+        told = report.verdict(begun(folder), said)
     typer.echo(f"{told}; p95 {said.percentiles_ms[95.0]:.0f} ms, {said.requests} requests; {folder / report.PAGE}")
     raise typer.Exit(_code(void=bool(said.void), missed=told.startswith("missed")))
 

@@ -12,10 +12,10 @@ from typing import Any
 from markupsafe import Markup
 
 from load import usl
+from load.busy import Busy, saturated
 from load.drawing import COLOURS, FIRST, FONT_PT, INK, figure, legend, logarithmic, svg
 from load.found import Found, Searched
 from load.report import DATA, PAGE, rendered
-from load.samples import Busy, saturated
 from load.sizing import Knee, knee, law_of, sizes
 
 TABLE = "trials.csv"

@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from load import capacity
+from load.busy import Busy
 from load.record import Header, RecordError
-from load.samples import Busy
 
 FILE = "capacity.json"
 

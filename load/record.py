@@ -18,6 +18,7 @@ FILE = "record.jsonl"
 LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
 LATE_S = 0.05  # a visitor that is sent so long after the intended start was held back by the generator
 VOID_SHARE = 0.01
+BY_HAND = "stopped by hand"
 BEGUN = "visitors come"  # what the generator says at second 0
 # What keeps a request from leaving this machine is the generator's own: no files, no ports, no room for packets.
 OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS})
@@ -25,6 +26,11 @@ OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.E
 
 class RecordError(Exception):
     """A record cannot be read; the message names file, line and what was expected."""
+
+
+def said_of(error: BaseException) -> str:
+    """What an error says, or which one it is."""
+    return str(error).strip() or type(error).__name__
 
 
 def histogram() -> HdrHistogram:
@@ -219,6 +225,13 @@ def write(file: TextIO, line: AnyLine) -> None:
     """Append a line."""
     file.write(line.model_dump_json() + "\n")
     file.flush()
+
+
+def begun(folder: Path) -> Header:
+    """How the record in a folder begins; raises RecordError."""
+    first = read(folder)[0]
+    assert isinstance(first, Header)
+    return first
 
 
 def read(folder: Path) -> list[AnyLine]:

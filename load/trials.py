@@ -7,10 +7,10 @@ from pathlib import Path
 
 from environments.model import Environment, Objective
 from load import capacity
+from load.busy import busiest
 from load.found import Searched, Trial
 from load.objective import Summary
 from load.record import Sample, read
-from load.samples import busiest
 
 
 class Void(Exception):

@@ -22,13 +22,14 @@ from environments.model import Objective, Visit
 from load import capacity, capacity_report, report, usl
 from load.__main__ import app
 from load.arrivals import Segment, Shape, duration_s, segments, share, times
+from load.busy import Busy, busiest, saturated
 from load.found import Found, Searched, Trial
 from load.objective import summary
 from load.percentile import values_ms
 from load.plan import Editor, Plan
 from load.record import LINE, End, Header, Mark, RecordError, Sample, Second, Tally, histogram, own_fault, read, write
 from load.run import add
-from load.samples import Busy, Sampler, busiest, saturated
+from load.samples import Sampler
 from load.sizing import copies, knee, law_of, sizes
 
 LAB = load(find("lab"))

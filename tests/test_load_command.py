@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from environments.model import Objective
 from load import __main__ as command
-from load import condition, report
+from load import campaign, condition, report
 from load.condition import RollingUpdate
 from load.found import Found
 from load.objective import summary
@@ -36,10 +36,10 @@ def session_of(**changes: Any) -> Any:
 def session(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The lab's description, and no way to its machines."""
     found = session_of()
-    monkeypatch.setattr(command, "open_session", lambda _: found)
-    monkeypatch.setattr(command, "editor", lambda *_: None)
-    monkeypatch.setattr(command, "sampling", lambda _: sampled())
-    monkeypatch.setattr(command, "sweep", lambda _: None)
+    monkeypatch.setattr(campaign, "open_session", lambda _: found)
+    monkeypatch.setattr(campaign, "editor", lambda *_: None)
+    monkeypatch.setattr(campaign, "sampling", lambda _: sampled())
+    monkeypatch.setattr(campaign, "sweep", lambda _: None)
     return found
 
 
@@ -71,7 +71,7 @@ def test_a_place_that_does_not_answer_is_one_clear_message(what: str, session: A
 
 def test_a_capacity_without_an_objective_is_one_clear_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     aimless = session_of(load=LAB.load.model_copy(update={"objective": None}))
-    monkeypatch.setattr(command, "open_session", lambda _: aimless)
+    monkeypatch.setattr(campaign, "open_session", lambda _: aimless)
     done = load("capacity", "--out", str(tmp_path / "run"))
     assert (done.exit_code, "has no load.objective" in done.output) == (2, True)
 
@@ -94,7 +94,7 @@ def test_a_rolling_update_takes_permission_and_the_environments_name(
     chaos: str, *, allowed: bool, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = session_of(chaos=LAB.chaos.model_copy(update={"allowed": allowed}))
-    monkeypatch.setattr(command, "open_session", lambda _: found)
+    monkeypatch.setattr(campaign, "open_session", lambda _: found)
     done = load("run", "--rolling-update", "--chaos", chaos)
     assert (done.exit_code, told in done.output) == (2, True)
     assert chaos == "" or load("capacity", "--chaos", chaos).exit_code == 2
@@ -132,9 +132,9 @@ def test_a_run_is_reported_before_what_it_left_is_cleared(
     def fails(_: Any) -> None:
         raise ActionFailed("the SQL node does not answer", machine="srvdbm-sql01")
 
-    monkeypatch.setattr(command, "sweep", fails)
-    monkeypatch.setattr(command, "left_by", lambda _: True)
-    monkeypatch.setattr(command, "run", Generator(lambda _: (a_minute(), End())))
+    monkeypatch.setattr(campaign, "sweep", fails)
+    monkeypatch.setattr(campaign, "left_by", lambda _: True)
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (a_minute(), End())))
     with site() as server:
         done = load("run", "--to", url(server), "--out", str(tmp_path / "run"))
     assert (done.exit_code, "could not be cleared" in done.output) == (0, True)
@@ -154,7 +154,7 @@ def test_the_exit_code_of_a_run_and_of_its_report(
     session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tally: Any, end: End, code: int
 ) -> None:
     raises = Incomplete(end.incomplete) if end.incomplete else None
-    monkeypatch.setattr(command, "run", Generator(lambda _: (tally, end), raises))
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (tally, end), raises))
     with site() as server:
         assert load("run", "--to", url(server), "--out", str(tmp_path / "run")).exit_code == code
     assert load("report", str(tmp_path / "run")).exit_code == code
@@ -162,7 +162,7 @@ def test_the_exit_code_of_a_run_and_of_its_report(
 
 def test_where_nobody_was_sent_there_is_no_page(session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refused = Refused("nobody was sent: 0 of 1 workers came within 60 s")
-    monkeypatch.setattr(command, "run", Generator(lambda _: (a_minute(), End()), refused))
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (a_minute(), End()), refused))
     with site() as server:
         for what in ("run", "capacity"):
             done = load(what, "--to", url(server), "--out", str(tmp_path / what))
@@ -187,11 +187,11 @@ def test_an_update_that_fails_is_told_and_voids_the_run(
             begun()
             super().__call__(plan, header, folder)
 
-    monkeypatch.setattr(command, "run", Visited(lambda _: (a_minute(), End())))
+    monkeypatch.setattr(campaign, "run", Visited(lambda _: (a_minute(), End())))
     with site() as server:
         words = ["--duration", "0.04", "--rolling-update", "--chaos", "lab", "--out", str(tmp_path / "run")]
         update = RollingUpdate(session, 0)
-        monkeypatch.setattr(command, "RollingUpdate", lambda *_: update)
+        monkeypatch.setattr(campaign, "RollingUpdate", lambda *_: update)
         monkeypatch.setattr(update, "_over", SimpleNamespace(wait=lambda _: False, set=lambda: None))
         done = load("run", "--to", url(server), *words)
     assert done.exit_code == 3
@@ -232,7 +232,7 @@ def found_in(folder: Path) -> Found:
 
 
 def test_a_capacity_is_found_and_kept(session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command, "run", Generator(bearing))
+    monkeypatch.setattr(campaign, "run", Generator(bearing))
     with site() as server:
         done = load("capacity", "--to", url(server), "--out", str(tmp_path / "run"))
     assert done.exit_code == 0
@@ -242,7 +242,7 @@ def test_a_capacity_is_found_and_kept(session: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_site_that_bears_nothing_is_no_success(session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command, "run", Generator(lambda _: (a_minute(slow_s=3), End())))
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (a_minute(slow_s=3), End())))
     with site() as server:
         assert load("capacity", "--to", url(server), "--out", str(tmp_path / "run")).exit_code == 1
 
@@ -263,7 +263,7 @@ def test_a_search_that_ends_early_is_reported_as_incomplete_with_its_trials(
             raise KeyboardInterrupt
         return a_minute(), ends[how]
 
-    monkeypatch.setattr(command, "run", Generator(leaves))
+    monkeypatch.setattr(campaign, "run", Generator(leaves))
     with site() as server:
         done = load("capacity", "--to", url(server), "--out", str(tmp_path / "run"))
     assert done.exit_code == 3
