@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -90,9 +92,27 @@ class Page(AtPort):
     _ports: ClassVar[Iterator[int]] = source_ports(time.time())
 
     def _connected(self) -> socket.socket:
+        connection = socket.socket()
+        try:
+            # The kernel's own time limits: Python's take a call of poll(2) for each other call.
+            for limit in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                connection.setsockopt(socket.SOL_SOCKET, limit, self._limit)
+            self._bind(connection)
+            connection.connect((self.host, self.port))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @cached_property
+    def _limit(self) -> bytes:
+        """`timeout_s` as setsockopt(2) takes it, a timeval."""
+        return struct.pack("@ll", int(self.timeout_s), int(self.timeout_s % 1 * 1_000_000))
+
+    def _bind(self, connection: socket.socket) -> None:
         for port in islice(self._ports, PORTS_TRIED):
             try:
-                return socket.create_connection((self.host, self.port), self.timeout_s, ("", port))
+                return connection.bind(("", port))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
@@ -104,7 +124,7 @@ class Page(AtPort):
         ask = f"GET {self.path} HTTP/1.0\r\nHost: {self.name or self.host}\r\nUser-Agent: haproof\r\n\r\n"
         try:
             connection = self._connected()
-        except TimeoutError as error:
+        except BlockingIOError as error:
             raise TimeoutError("no connection") from error
         with connection:
             try:
@@ -112,7 +132,7 @@ class Page(AtPort):
                 told = connection.recv(CHUNK)
                 while part := connection.recv(CHUNK):
                     told += part
-            except TimeoutError as error:
+            except BlockingIOError as error:
                 raise TimeoutError("connected, and no answer") from error
         status = told[:CHUNK].split(maxsplit=2)[1:2]
         if status != [b"200"]:

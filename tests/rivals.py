@@ -45,7 +45,7 @@ def vegeta() -> Path:
     if not (cache / "vegeta").exists():
         command = ["go", "install", f"github.com/tsenart/vegeta/v12@{VEGETA}"]
         environment = {**os.environ, "GOBIN": str(cache), "CGO_ENABLED": "0", "GOFLAGS": ""}
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
+        subprocess.run(command, env=environment, check=True, stdout=sys.stderr, timeout=BUILD_TIMEOUT_S)
     return cache / "vegeta"
 
 
