@@ -7,8 +7,8 @@ SIGTERM, ends it.
 
 import argparse
 import errno
-import heapq
 import http.client
+import math
 import os
 import select
 import signal
@@ -22,7 +22,6 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
@@ -373,31 +372,47 @@ def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) 
 
     The first round is spread over its intervals, and so are all that follow. What `record` raises ends it, and is
     raised: an answer that is not on record was never given.
+
+    Each question has askers of its own, so that one layer that does not answer takes none from the others. They take
+    turns: each knows when it is due. To hand every question to one who is free takes half as much processor time again.
     """
     lost: list[Exception] = []
 
     def put(question: Question, intended_s: float) -> None:
         try:
             record(ask_one(question, intended_s))
-        except Exception as error:  # noqa: BLE001 - raised below: in a thread of a pool nobody would hear of it
+        except Exception as error:  # noqa: BLE001 - raised below: from a thread nobody would hear of it
             lost.append(error)
             stop.set()
 
-    begin_s = time.monotonic() + 0.05
-    count = len(plan.questions)
-    due = [(begin_s + at * question.interval_s / count, at) for at, question in enumerate(plan.questions)]
-    heapq.heapify(due)
-    # Threads by question: one layer that does not answer takes none from the others.
-    pools = [ThreadPoolExecutor(question.at_once) for question in plan.questions]
-    last: dict[int, Future[None]] = {}
-    while not stop.wait(max(0.0, due[0][0] - time.monotonic())):
-        intended_s, at = due[0]
-        heapq.heapreplace(due, (intended_s + plan.questions[at].interval_s, at))
-        if plan.questions[at].at_once > 1 or at not in last or last[at].done():
-            last[at] = pools[at].submit(put, plan.questions[at], intended_s)
-    for pool, question in zip(pools, plan.questions, strict=True):
-        # What waits for its turn was never asked.
-        pool.shutdown(cancel_futures=True)
+    def take_turns(question: Question, due_s: float, over: threading.Lock) -> None:
+        while not over.acquire(timeout=max(0.0, due_s - time.monotonic())):
+            put(question, due_s)
+            due_s += question.at_once * question.interval_s
+            if question.at_once == 1:  # what falls due while an answer is owed is not asked
+                due_s += max(0, math.ceil((time.monotonic() - due_s) / question.interval_s)) * question.interval_s
+
+    begin_s, count = time.monotonic() + 0.05, len(plan.questions)
+    turns = [
+        (begin_s + (turn + at / count) * question.interval_s, at)
+        for at, question in enumerate(plan.questions)
+        for turn in range(question.at_once)
+    ]
+    askers: list[tuple[threading.Thread, threading.Lock]] = []
+    for due_s, at in sorted(turns):
+        if stop.wait(max(0.0, due_s - time.monotonic())):
+            break
+        over = threading.Lock()
+        over.acquire()  # given back when all is over: a lock is the cheapest thing to wait for until a moment
+        asker = threading.Thread(target=take_turns, args=(plan.questions[at], due_s, over))
+        asker.start()
+        askers.append((asker, over))
+    stop.wait()
+    for _, over in askers:
+        over.release()
+    for asker, _ in askers:
+        asker.join()
+    for question in plan.questions:
         question.leave()
     if lost:
         raise lost[0]
