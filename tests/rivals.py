@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=8.0, help="requests a second by each (default: 8)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of asking at the VIP (default: 60)")
     told = parser.parse_args()
+    vegeta()  # before anybody enters the lab's network, which nothing can be fetched from
     match told.what:
         case "maximum":
             found = maximum()
