@@ -228,26 +228,32 @@ def write(file: TextIO, line: AnyLine) -> None:
 
 
 def begun(folder: Path) -> Header:
-    """How the record in a folder begins; raises RecordError."""
-    first = read(folder)[0]
+    """How the record in `folder` begins; raises RecordError."""
+    first = next(_lines(folder / FILE))
     assert isinstance(first, Header)
     return first
 
 
 def read(folder: Path) -> list[AnyLine]:
     """Every line of the record in `folder`; raises RecordError."""
-    file = folder / FILE
+    return list(_lines(folder / FILE))
+
+
+def _lines(file: Path) -> Iterator[AnyLine]:
+    """The first is a header."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{file} cannot be read: {error}") from error
-    found: list[AnyLine] = []
+    headless = RecordError(f"{file}: expected a header on its first line")
+    if not text:
+        raise headless
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            found.append(LINE.validate_json(line))
+            found = LINE.validate_json(line)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise RecordError(f"{file}, line {number}: {first['msg']}") from error
-    if not found or not isinstance(found[0], Header):
-        raise RecordError(f"{file}: expected a header on its first line")
-    return found
+        if number == 1 and not isinstance(found, Header):
+            raise headless
+        yield found
