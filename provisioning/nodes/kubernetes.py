@@ -13,6 +13,7 @@ SYSCTLS = {
     "net.ipv4.ip_forward": 1,
 }
 CONTAINERD_CONFIG = "/etc/containerd/config.toml"
+KUBELET_DROP_IN = "/etc/systemd/system/kubelet.service.d/20-runtime.conf"
 KUBERNETES_PACKAGES = ["kubelet", "kubeadm", "kubectl"]
 # gnupg stands for the document's “pgp”, a name that Debian 12 has no package of.
 PREREQUISITES = ["ca-certificates", "containerd", "curl", "gnupg", "nfs-common"]
@@ -73,4 +74,9 @@ def kubernetes_packages(job: KubernetesJob) -> None:
     held = host.get_fact(facts.HeldPackages)
     if missing := [package for package in KUBERNETES_PACKAGES if package not in held]:
         server.shell(name="Kubernetes packages held", commands=["apt-mark hold " + " ".join(missing)])
+    # The package orders kubelet after the network only. One that finds no runtime yet ends, and is started again 10 s
+    # later: a master's etcd is late by that and more, and the other master's API server gives up over it.
+    ordered = put("kubelet after its runtime", KUBELET_DROP_IN, "[Unit]\nAfter=containerd.service\n")
+    owed = host.get_fact(facts.UnitOutdated, unit="kubelet")
+    systemd.daemon_reload(name="units read anew", **following(ordered, owed=owed))
     systemd.service(name="kubelet at boot", service="kubelet", running=None, enabled=True)
