@@ -8,7 +8,6 @@ SIGTERM, ends it.
 import argparse
 import errno
 import http.client
-import math
 import os
 import select
 import signal
@@ -123,7 +122,7 @@ class Page(AtPort):
         ask = f"GET {self.path} HTTP/1.0\r\nHost: {self.name or self.host}\r\nUser-Agent: haproof\r\n\r\n"
         try:
             connection = self._connected()
-        except BlockingIOError as error:
+        except (BlockingIOError, TimeoutError) as error:
             raise TimeoutError("no connection") from error
         with connection:
             try:
@@ -131,7 +130,7 @@ class Page(AtPort):
                 told = connection.recv(CHUNK)
                 while part := connection.recv(CHUNK):
                     told += part
-            except BlockingIOError as error:
+            except (BlockingIOError, TimeoutError) as error:
                 raise TimeoutError("connected, and no answer") from error
         status = told[:CHUNK].split(maxsplit=2)[1:2]
         if status != [b"200"]:
@@ -389,8 +388,8 @@ def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) 
         while not over.acquire(timeout=max(0.0, due_s - time.monotonic())):
             put(question, due_s)
             due_s += question.at_once * question.interval_s
-            if question.at_once == 1:  # what falls due while an answer is owed is not asked
-                due_s += max(0, math.ceil((time.monotonic() - due_s) / question.interval_s)) * question.interval_s
+            while question.at_once == 1 and due_s < time.monotonic():
+                due_s += question.interval_s  # what falls due while an answer is owed is not asked
 
     begin_s, count = time.monotonic() + 0.05, len(plan.questions)
     turns = [
@@ -399,19 +398,21 @@ def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) 
         for turn in range(question.at_once)
     ]
     askers: list[tuple[threading.Thread, threading.Lock]] = []
-    for due_s, at in sorted(turns):
-        if stop.wait(max(0.0, due_s - time.monotonic())):
-            break
-        over = threading.Lock()
-        over.acquire()  # given back when all is over: a lock is the cheapest thing to wait for until a moment
-        asker = threading.Thread(target=take_turns, args=(plan.questions[at], due_s, over))
-        asker.start()
-        askers.append((asker, over))
-    stop.wait()
-    for _, over in askers:
-        over.release()
-    for asker, _ in askers:
-        asker.join()
+    try:
+        for due_s, at in sorted(turns):
+            if stop.wait(max(0.0, due_s - time.monotonic())):
+                break
+            over = threading.Lock()
+            over.acquire()  # given back when all is over: a lock is the cheapest thing to wait for until a moment
+            asker = threading.Thread(target=take_turns, args=(plan.questions[at], due_s, over))
+            asker.start()
+            askers.append((asker, over))
+        stop.wait()
+    finally:  # no asker outlives what went wrong here, as where no more threads can be started
+        for _, over in askers:
+            over.release()
+        for asker, _ in askers:
+            asker.join()
     for question in plan.questions:
         question.leave()
     if lost:

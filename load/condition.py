@@ -12,7 +12,7 @@ from chaos.fault import KINDS, Struck
 from chaos.healer import watched_over
 from chaos.journal import Journal, Wound
 from chaos.target import select
-from load.record import Mark
+from load.record import Mark, said_of
 from load.run import Refused
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
@@ -101,7 +101,7 @@ class RollingUpdate:
                 self._over.set()
                 self._visitors.set()
                 if error := replaced.exception():
-                    self.trouble = str(error).strip() or type(error).__name__
+                    self.trouble = said_of(error)
 
     def marks(self, second_0_s: float) -> list[Mark]:
         """When it was, counted from that moment of the monotonic clock; nothing where it never began or ended."""

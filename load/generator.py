@@ -35,7 +35,7 @@ from load.alarm import Alarm
 from load.arrivals import duration_s, share, times
 from load.client import Client
 from load.plan import Plan
-from load.record import BEGUN, FILE, LATE_S, End, Header, Tally, own_fault, write
+from load.record import BEGUN, BY_HAND, FILE, LATE_S, End, Header, Tally, own_fault, write
 from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts, path_of
 
 HEAD_START_S = 1.0  # from dealing out the plan to the first visitor
@@ -419,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = Plan.model_validate_json(sys.stdin.readline())
     master = Master(plan, header, told.out / FILE, told.host, told.port, told.ready)
     for number in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(number, master.stop, "stopped by hand")
+        gevent.signal_handler(number, master.stop, BY_HAND)
     watch(lambda: master.stop("whoever started it is gone"))
     return master.run()
 

@@ -229,31 +229,25 @@ def write(file: TextIO, line: AnyLine) -> None:
 
 def begun(folder: Path) -> Header:
     """How the record in `folder` begins; raises RecordError."""
-    first = next(_lines(folder / FILE))
+    first = read(folder, 1)[0]
     assert isinstance(first, Header)
     return first
 
 
-def read(folder: Path) -> list[AnyLine]:
-    """Every line of the record in `folder`; raises RecordError."""
-    return list(_lines(folder / FILE))
-
-
-def _lines(file: Path) -> Iterator[AnyLine]:
-    """The first is a header."""
+def read(folder: Path, at_most: int | None = None) -> list[AnyLine]:
+    """The lines of the record in `folder`, or `at_most` so many of them; raises RecordError."""
+    file = folder / FILE
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{file} cannot be read: {error}") from error
-    headless = RecordError(f"{file}: expected a header on its first line")
-    if not text:
-        raise headless
-    for number, line in enumerate(text.splitlines(), start=1):
+    found: list[AnyLine] = []
+    for number, line in enumerate(text.splitlines()[:at_most], start=1):
         try:
-            found = LINE.validate_json(line)
+            found.append(LINE.validate_json(line))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise RecordError(f"{file}, line {number}: {first['msg']}") from error
-        if number == 1 and not isinstance(found, Header):
-            raise headless
-        yield found
+    if not found or not isinstance(found[0], Header):
+        raise RecordError(f"{file}: expected a header on its first line")
+    return found

@@ -9,7 +9,7 @@ from lab import provider
 from lab.lock import live_owner
 from lab.paths import Paths
 from provisioning.session import Session, open_session
-from tests.live_lab import build
+from tests.live_lab import whole
 
 pytest_plugins = ["pytester"]
 
@@ -26,8 +26,7 @@ def lacking() -> str:
 @pytest.fixture(scope="session")
 def lab_target() -> Session:
     """The lab's target, built once for all modules that test it; each leaves it as its own file says."""
-    done = build()
-    assert done.returncode == 0, done.stdout + done.stderr
+    whole()
     return open_session("lab")
 
 

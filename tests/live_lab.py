@@ -23,6 +23,12 @@ def build(env: Path | str = "lab", *options: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
+def whole() -> None:
+    """A build of the lab's target that ends well."""
+    done = build()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def in_lab(work: Callable[[], object]) -> str:
     """Do `work` in a child process inside the lab's network, and return what it printed."""
     owner = live_owner(Paths.default())

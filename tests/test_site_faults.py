@@ -14,7 +14,7 @@ from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 from provisioning.site import NAMESPACE, SELECTOR, SiteDeclared, SiteInstalled, SiteRunning, unready_replicas
-from tests.live_lab import build
+from tests.live_lab import build, whole
 
 pytestmark = pytest.mark.lab
 PATIENCE_S = 60
@@ -33,12 +33,6 @@ def target(built: Session) -> Iterator[Session]:
     """The lab's target, which the next run makes whole again."""
     yield built
     whole()
-
-
-def whole() -> None:
-    """A build that ends well."""
-    done = build()
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def only(target: Session, role: Role) -> Machine:

@@ -10,7 +10,7 @@ import pytest
 
 from provisioning.session import Session
 from steps.limits import keep_visiting
-from tests.live_lab import ROOT, build
+from tests.live_lab import ROOT, build, whole
 
 pytestmark = pytest.mark.lab
 
@@ -19,8 +19,7 @@ pytestmark = pytest.mark.lab
 def target(lab_target: Session) -> Iterator[Session]:
     """The lab's, and as its own file says again afterwards."""
     yield lab_target
-    done = build()
-    assert done.returncode == 0, done.stderr
+    whole()
 
 
 def variant(folder: Path, changes: Mapping[str, str]) -> Path:

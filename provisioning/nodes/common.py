@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra import host
-from pyinfra.operations import apt, files, server
+from pyinfra.operations import apt, files, server, systemd
 
 from provisioning.nodes import facts
 from provisioning.nodes.job import Node, Source
@@ -39,6 +39,13 @@ def put(name: str, path: str, text: str, *, mode: str = "644") -> Any:
 def following(written: Any, *, owed: bool) -> dict[str, Any]:
     """For an operation that follows a file: when this run has `written` it, or when one that was cut off `owed` it."""
     return {} if owed else {"_if": written.did_change}
+
+
+def of_unit(name: str, path: str, text: str, *, unit: str) -> None:
+    """A file that belongs to a systemd unit, which systemd knows afterwards."""
+    written = put(name, path, text)
+    owed = host.get_fact(facts.UnitOutdated, unit=unit)
+    systemd.daemon_reload(name="units read anew", **following(written, owed=owed))
 
 
 def packages_whole() -> None:

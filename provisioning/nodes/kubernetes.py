@@ -4,7 +4,7 @@ from pyinfra import host
 from pyinfra.operations import server, systemd
 
 from provisioning.nodes import facts, helm
-from provisioning.nodes.common import following, packages, put, render, source
+from provisioning.nodes.common import following, of_unit, packages, put, render, source
 from provisioning.nodes.job import Job, KubernetesJob, Node
 
 SYSCTLS = {
@@ -76,7 +76,5 @@ def kubernetes_packages(job: KubernetesJob) -> None:
         server.shell(name="Kubernetes packages held", commands=["apt-mark hold " + " ".join(missing)])
     # The package orders kubelet after the network only. One that finds no runtime yet ends, and is started again 10 s
     # later: a master's etcd is late by that and more, and the other master's API server gives up over it.
-    ordered = put("kubelet after its runtime", KUBELET_DROP_IN, "[Unit]\nAfter=containerd.service\n")
-    owed = host.get_fact(facts.UnitOutdated, unit="kubelet")
-    systemd.daemon_reload(name="units read anew", **following(ordered, owed=owed))
+    of_unit("kubelet after its runtime", KUBELET_DROP_IN, "[Unit]\nAfter=containerd.service\n", unit="kubelet")
     systemd.service(name="kubelet at boot", service="kubelet", running=None, enabled=True)

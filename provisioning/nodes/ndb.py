@@ -5,11 +5,9 @@ Nothing is started here: starting has an order over machines (see `provisioning.
 
 import hashlib
 
-from pyinfra import host
 from pyinfra.operations import files, systemd
 
-from provisioning.nodes import facts
-from provisioning.nodes.common import following, packages, put, render, source
+from provisioning.nodes.common import of_unit, packages, put, render, source
 from provisioning.nodes.job import Job, NdbJob, Node
 
 CONFIG = "/etc/mysql/ndb-config.ini"
@@ -25,14 +23,14 @@ def prepare_management(job: Job, node: Node) -> None:
     config = render("ndb-config.ini.j2", ndb=job.ndb)
     install(job.ndb, MANAGEMENT_PACKAGES)
     put("the cluster's configuration", CONFIG, config)
-    unit(node, "ndb_mgmd", render("ndb_mgmd.service.j2", config=CONFIG, digest=digest(config), **common(job, node)))
+    unit("ndb_mgmd", render("ndb_mgmd.service.j2", config=CONFIG, digest=digest(config), **common(job, node)))
 
 
 def prepare_data(job: Job, node: Node) -> None:
     """A data node; what it is told at its start is the management server's configuration."""
     config = render("ndb-config.ini.j2", ndb=job.ndb)
     install(job.ndb, DATA_PACKAGES)
-    unit(node, "ndbmtd", render("ndbmtd.service.j2", digest=digest(config), **common(job, node)))
+    unit("ndbmtd", render("ndbmtd.service.j2", digest=digest(config), **common(job, node)))
 
 
 def prepare_sql(job: Job, node: Node) -> None:
@@ -41,7 +39,7 @@ def prepare_sql(job: Job, node: Node) -> None:
     install(job.ndb, SQL_PACKAGES)
     files.directory(name="the SQL node's data", path="/var/lib/mysql", user="mysql", group="mysql", mode="750")
     put("the SQL node's configuration", SQL_CONFIG, config)
-    unit(node, "mysql", render("mysql.service.j2", config=SQL_CONFIG, digest=digest(config), **common(job, node)))
+    unit("mysql", render("mysql.service.j2", config=SQL_CONFIG, digest=digest(config), **common(job, node)))
 
 
 def digest(text: str) -> str:
@@ -66,9 +64,7 @@ def install(job: NdbJob, wanted: list[str]) -> None:
     files.directory(name="the data directory", path=job.data_directory, user="mysql", group="mysql", mode="750")
 
 
-def unit(node: Node, name: str, text: str) -> None:
+def unit(name: str, text: str) -> None:
     """A systemd unit of ours, enabled at boot."""
-    written = put(f"unit {name}", f"/etc/systemd/system/{name}.service", text)
-    owed = host.get_fact(facts.UnitOutdated, unit=name)
-    systemd.daemon_reload(name="units read anew", **following(written, owed=owed))
+    of_unit(f"unit {name}", f"/etc/systemd/system/{name}.service", text, unit=name)
     systemd.service(name=f"{name} at boot", service=name, running=None, enabled=True)
