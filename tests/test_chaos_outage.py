@@ -152,8 +152,9 @@ def test_a_writer_that_is_slower_than_its_interval_is_measured_by_its_own_pace()
     assert ruler.interval_s == pytest.approx(2.4)
     (found,) = outages("write/post", writes, ruler, max(write.ended_s for write in writes))
     assert (round(found.began_s), round(found.ended_s or 0)) == (11, 29)
+    ruler_of("write/post", writes[:3], (0.0, 10.0), interval_s=1.5)
     with pytest.raises(NothingMeasured, match="too few"):  # who does not wait for answers is late
-        ruler_of("page/vip", writes[:2], (0.0, 10.0), interval_s=1.5)
+        ruler_of("page/vip", writes[:3], (0.0, 10.0), interval_s=1.5)
 
 
 def test_outages_come_in_order_and_apart() -> None:
