@@ -1,8 +1,8 @@
 @cluster
 Feature: The Kubernetes cluster
-  P1: masters are redundant. P2: workers are redundant, so any of them can do another's work. P8: nobody else joins. P13:
-  the design scales out. What can be seen while nothing fails: both sorts are whole, and Pods on different workers reach
-  each other.
+  P1: masters are redundant. P2: workers are redundant, so any of them can do another's work. P3: the loss of any node
+  leaves the site available. P8: nobody else joins. P13: the design scales out. What can be seen while nothing fails:
+  both sorts are whole, nothing that all need is on one machine, and Pods on different workers reach each other.
 
   Rule: There are two masters, and both keep the cluster's memory
 
@@ -47,6 +47,12 @@ Feature: The Kubernetes cluster
       Given a Service with web servers on all workers
       When every Pod calls the Service at its address inside the cluster
       Then every call is answered by one of the Pods behind it
+
+  Rule: What every Pod needs is not on one machine alone
+
+    @acceptance @P3
+    Scenario: The cluster's names outlive any one machine
+      Then Ready Pods on several machines answer for the cluster's names
 
   Rule: The cluster grows when its owner wants it, and at nobody else's wish
 

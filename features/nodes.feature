@@ -43,6 +43,7 @@ Feature: Kubernetes nodes
     @acceptance @P12
     Scenario: Services start at boot
       Then containerd and the kubelet run on each of them, and start at boot
+      And the kubelet of each of them comes after its container runtime
 
     @acceptance @P12
     Scenario: One version of Kubernetes, held

@@ -27,6 +27,10 @@ Feature: The site
       Given an editor who is logged in on one replica
       Then the editor is logged in on every replica
 
+    @acceptance @P3
+    Scenario: A name that nobody answers holds no page up for long
+      Then every replica gives such a name up before a visitor gives up the page
+
   Rule: Content outlives the replicas
 
     @acceptance @P7

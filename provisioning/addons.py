@@ -29,6 +29,7 @@ READY_TIMEOUT_S = 600
 WORKER_LABEL = "node-role.kubernetes.io/worker"
 METALLB_NAMESPACE = "metallb-system"
 SYSTEM_NAMESPACES = ("kube-system", "kube-flannel", METALLB_NAMESPACE)
+DNS_LABEL = "k8s-app=kube-dns"  # kubeadm's CoreDNS keeps the label of the one before it
 CONFIG_DIGEST = "haproof/config"  # annotation of kube-proxy's Pods: another value makes other Pods
 
 
@@ -203,6 +204,64 @@ class StrictArp:
 def digest_of(config: str) -> str:
     """What a DaemonSet carries of the configuration that its Pods were started with. Pure."""
     return hashlib.sha256(config.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DnsSpread:
+    """The cluster's DNS is on more machines than one.
+
+    kubeadm makes its Pods while there is one node, and the scheduler moves none: with that node all names are away,
+    until its Pods are evicted five minutes later. kubeadm's guide to highly available clusters has them made anew once
+    other nodes have joined; their own anti-affinity then parts them.
+    """
+
+    cluster: Cluster
+    reachable: Callable[[], bool]
+    name: str = "cluster DNS spread"
+
+    def _pods(self) -> list[client.V1Pod]:
+        listed = self.cluster.core.list_namespaced_pod(
+            "kube-system", label_selector=DNS_LABEL, _request_timeout=REQUEST_TIMEOUT_S
+        )
+        return placed(listed.items)
+
+    def pending(self) -> Sequence[str]:
+        """A line for each Pod that is to be made anew, on another machine."""
+        if not self.reachable():
+            return ["make one of CoreDNS's Pods anew once other nodes have joined"]
+        return [f"make {pod.metadata.name} anew, away from {pod.spec.node_name}" for pod in crowded(self._pods())]
+
+    def apply(self) -> None:
+        """Delete those Pods, for which the Deployment makes others; one stays, so that names are answered meanwhile.
+
+        Raises ActionFailed where the scheduler puts no Pod on another machine.
+        """
+
+        def parted() -> bool:
+            nodes = {pod.spec.node_name for pod in self._pods()}
+            if len(nodes) < 2:
+                raise NotYet(f"on {', '.join(nodes) or 'none'}")
+            return True
+
+        for pod in crowded(self._pods()):
+            with suppress(ApiException):  # gone by itself
+                self.cluster.core.delete_namespaced_pod(
+                    pod.metadata.name, "kube-system", _request_timeout=REQUEST_TIMEOUT_S
+                )
+        try:
+            poll("CoreDNS on several machines", parted, timeout_s=READY_TIMEOUT_S, interval_s=0.3)
+        except DeadlineExceeded as error:
+            raise ActionFailed(f"{error}; see which nodes take new Pods: kubectl get nodes") from error
+
+
+def placed(pods: Sequence[client.V1Pod]) -> list[client.V1Pod]:
+    """Those that have a node, and are not on their way out. Pure."""
+    return [pod for pod in pods if pod.spec.node_name and not pod.metadata.deletion_timestamp]
+
+
+def crowded(pods: Sequence[client.V1Pod]) -> list[client.V1Pod]:
+    """All but one of `pods` where they share one node, else none. Pure."""
+    return list(pods[1:]) if len({pod.spec.node_name for pod in pods}) == 1 else []
 
 
 def pool_documents(environment: Environment) -> list[dict[str, Any]]:

@@ -3,7 +3,15 @@
 from environments.model import Environment, Role
 from provisioning.account import Account
 from provisioning.action import Action, ActionFailed
-from provisioning.addons import ApiAnswers, ClusterReady, ManifestApplied, PoolDeclared, StrictArp, WorkersLabelled
+from provisioning.addons import (
+    ApiAnswers,
+    ClusterReady,
+    DnsSpread,
+    ManifestApplied,
+    PoolDeclared,
+    StrictArp,
+    WorkersLabelled,
+)
 from provisioning.cluster import Cluster
 from provisioning.database import Database, DatabaseDeclared
 from provisioning.edge import AccessDeclared, ConnectorRunning, HostAnswers, TunnelDeclared
@@ -71,6 +79,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
         NodesJoined(kubeadm, Role.CONTROL_PLANE, "control planes joined"),
         NodesJoined(kubeadm, Role.WORKER, "workers joined"),
         WorkersLabelled(cluster, begun),
+        DnsSpread(cluster, begun),
         ManifestApplied(cluster, environment.metallb.manifest, "MetalLB", begun),
         PoolDeclared(cluster, begun),
         ClusterReady(cluster, begun),

@@ -29,6 +29,10 @@ READY_TIMEOUT_S, INSTALLED_TIMEOUT_S = 420, 120
 PROBE = {"httpGet": {"path": "/wp-includes/version.php", "port": 80}, "timeoutSeconds": 5}
 TROUBLES = {"FailedMount", "FailedScheduling", "Failed", "BackOff", "FailedCreatePodSandBox"}
 REVISION = "deployment.kubernetes.io/revision"  # by the Deployment's controller, on its ReplicaSets as well
+# A page at the public host begins WordPress's scheduled work by a request to that name, and waits for the resolver as
+# long as that tries, whatever limit the request has: with what resolv.conf(5) has by itself 20 s while CoreDNS is away.
+# The site needs no name of the cluster, so that one with a dot in it is asked for as it stands.
+RESOLVER = {"timeout": "1", "attempts": "2", "ndots": "1"}
 # What no waiting mends: the registry has answered, and has no such image.
 NO_SUCH_IMAGE = re.compile(r"Failed to pull image .*: not found")
 
@@ -150,6 +154,7 @@ def documents(environment: Environment, database: str, secret_version: str) -> l
                         "enableServiceLinks": False,
                         "automountServiceAccountToken": False,
                         "topologySpreadConstraints": [spread],
+                        "dnsConfig": {"options": [{"name": name, "value": value} for name, value in RESOLVER.items()]},
                         "containers": [container],
                         "volumes": [
                             {"name": "wordpress-persistent-storage", "persistentVolumeClaim": {"claimName": CLAIM}}

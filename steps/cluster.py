@@ -11,12 +11,12 @@ from kubernetes.client.exceptions import ApiException
 from pytest_bdd import given, then, when
 
 from environments.model import Environment, Machine
-from provisioning.addons import METALLB_NAMESPACE, WORKER_LABEL
+from provisioning.addons import DNS_LABEL, METALLB_NAMESPACE, WORKER_LABEL
 from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster, unready_nodes, unready_workloads
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 from steps.complaints import none_of, unless
-from steps.pods import execute
+from steps.pods import condition, execute
 
 STEADY_TIMEOUT_S = 180  # MetalLB's speaker needs two tries of 30 s and a pause after a boot
 JOIN_LIFE = timedelta(days=1)
@@ -206,6 +206,14 @@ def system_is_whole(cluster: Cluster) -> None:
             unless((namespace, name) in found, f"expected a workload {name}, and there is none")
         )
     none_of(complaints)
+
+
+@then("Ready Pods on several machines answer for the cluster's names")
+def names_outlive_a_machine(cluster: Cluster) -> None:
+    """By the Pods that CoreDNS's Service leads to."""
+    pods = cluster.core.list_namespaced_pod("kube-system", label_selector=DNS_LABEL, _request_timeout=REQUEST_TIMEOUT_S)
+    nodes = sorted({pod.spec.node_name for pod in pods.items if condition(pod) == "Ready"})
+    assert len(nodes) > 1, f"expected CoreDNS on several machines, found it on {', '.join(nodes) or 'none'}"
 
 
 @when("etcd is asked for its members", target_fixture="etcd")

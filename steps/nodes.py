@@ -153,6 +153,12 @@ def not_at_work(unit: str, told: list[str]) -> list[str]:
     )
 
 
+def order(host: Any) -> list[str]:
+    """Complaints where a boot may start the kubelet before its container runtime."""
+    before = host.check_output("systemctl show kubelet --property After --value").split()
+    return unless("containerd.service" in before, f"expected kubelet after containerd, found it after {before}")
+
+
 def held(host: Any) -> list[str]:
     """Complaints about packages that the next upgrade may change."""
     found = host.check_output("apt-mark showhold").split()
@@ -256,6 +262,12 @@ def each_has_sysctls(machines: tuple[Machine, ...], guests: Guests) -> None:
 def each_has_services(machines: tuple[Machine, ...], guests: Guests) -> None:
     """By systemd."""
     none_of(guests.ask(machines, services))
+
+
+@then("the kubelet of each of them comes after its container runtime")
+def each_is_ordered(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """By the order that systemd starts units in: a kubelet that comes first ends, and is tried again only later."""
+    none_of(guests.ask(machines, order))
 
 
 @then("the service of each of them runs, and starts at boot")

@@ -18,7 +18,7 @@ from environments.load import find, load
 from environments.model import AddressRange
 from provisioning.hypervisor import Vm
 from provisioning.poll import DeadlineExceeded
-from steps import arp, cluster, guests, machines, nodes, pods, power, services
+from steps import arp, cluster, guests, machines, nodes, pods, power, services, site
 from steps.complaints import none_of
 from steps.namespaces import run_by
 
@@ -405,6 +405,14 @@ def test_the_shape_of_a_machine_counts_sockets() -> None:
     machine = load(find("lab")).machine("srvk8s-master01")
     assert machines.shape(machine, {"cores": 2, "sockets": 2, "memory": "4096"}) == []
     assert machines.shape(machine, {}) == ["expected 4 cores, found 1", "expected 4096 MiB, found 512"]
+
+
+@pytest.mark.parametrize(
+    ("options", "given_up_s"),
+    [("ndots:5", 20), ("timeout:1 attempts:2 ndots:1", 4), ("ndots:1 attempts:3 timeout:1", 6), ("", 20)],
+)
+def test_when_a_name_is_given_up_is_read_from_the_resolvers_options(options: str, given_up_s: int) -> None:
+    assert site.gives_up_after_s(f"nameserver 10.96.0.10\noptions {options}\n") == given_up_s
 
 
 def test_what_keeps_a_pod_from_being_ready_is_told() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -23,7 +24,7 @@ from environments.load import find, load
 from environments.model import Environment, Machine
 from environments.secret import SecretMissing
 from provisioning.action import ActionFailed, BuildFailed
-from provisioning.addons import CONFIG_DIGEST, ClusterReady, StrictArp, digest_of, pool_documents
+from provisioning.addons import CONFIG_DIGEST, ClusterReady, DnsSpread, StrictArp, digest_of, pool_documents
 from provisioning.build import bring_up
 from provisioning.cluster import comparable, unready_nodes
 from provisioning.hypervisor import Hypervisor, HypervisorError, Vm, owned
@@ -346,6 +347,40 @@ def test_strict_arp_is_settled_by_what_applying_it_writes() -> None:
     template = cluster.apps.patch_namespaced_daemon_set.call_args.args[2]["spec"]["template"]
     assert yaml.safe_load(config) == {"ipvs": {"strictARP": True}, "mode": ""}
     assert proxied(config, template["metadata"]["annotations"][CONFIG_DIGEST])[1].pending() == []
+
+
+def named(name: str, node: str | None, leaving: bool = False) -> client.V1Pod:
+    """One of CoreDNS's, on `node` or not placed yet."""
+    meta = client.V1ObjectMeta(name=name, deletion_timestamp=datetime.now(UTC) if leaving else None)
+    return client.V1Pod(metadata=meta, spec=client.V1PodSpec(containers=[], node_name=node))
+
+
+@pytest.mark.parametrize(
+    ("pods", "anew"),
+    [
+        ([named("a", "master01"), named("b", "master01")], ["b"]),
+        ([named("a", "master01"), named("b", "worker01")], []),
+        ([named("a", "master01")], []),
+        ([named("a", "master01"), named("b", None)], []),
+        ([named("a", "master01"), named("b", "master01"), named("c", "worker01", leaving=True)], ["b"]),
+    ],
+    ids=["as kubeadm leaves it", "parted", "one only", "one not placed yet", "the one elsewhere leaves"],
+)
+def test_names_are_parted_where_one_machine_answers_for_all(pods: list[client.V1Pod], anew: list[str]) -> None:
+    """One stays, and those made instead are waited for until they have a machine."""
+    cluster = mock.Mock()
+    cluster.core.list_namespaced_pod.side_effect = [
+        mock.Mock(items=pods),
+        mock.Mock(items=pods),
+        mock.Mock(items=[pods[0], named("new", None)]),
+        mock.Mock(items=[pods[0], named("new", "worker02")]),
+    ]
+    action = DnsSpread(cluster, lambda: True)
+    assert [line.split()[1] for line in action.pending()] == anew
+    if anew:
+        action.apply()
+    assert [call.args[0] for call in cluster.core.delete_namespaced_pod.call_args_list] == anew
+    assert cluster.core.list_namespaced_pod.call_count == (4 if anew else 1)
 
 
 def pod(name: str, waiting: str | None = None, owner: str = "DaemonSet") -> client.V1Pod:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from chaos import scripts
 from environments.model import Machine, Role
-from provisioning.addons import METALLB_NAMESPACE, ManifestApplied
+from provisioning.addons import DNS_LABEL, METALLB_NAMESPACE, DnsSpread, ManifestApplied
 from provisioning.poll import poll
 from steps.cluster import ETCDCTL, nodes_not_ready
 from tests.sabotage.layers.nodes import worker
@@ -79,6 +79,20 @@ def silent(pick: Pick) -> Tell:
             yield
 
     return told
+
+
+@contextmanager
+def all_names_on_one(stage: Stage) -> Iterator[None]:
+    """As kubeadm leaves it: CoreDNS was made while there was one node. Parted again by the build's own action."""
+    others = " ".join(m.name for m in stage.environment.cluster_machines if m != first_master(stage))
+    try:
+        stage.kubectl(f"cordon {others}")
+        stage.kubectl(f"{SYSTEM} delete pod -l {DNS_LABEL}")
+        stage.kubectl(f"{SYSTEM} rollout status deployment coredns --timeout=60s")
+        yield
+    finally:
+        stage.kubectl(f"uncordon {others}")
+        DnsSpread(stage.cluster, lambda: True).apply()
 
 
 @contextmanager
@@ -155,6 +169,14 @@ LIES = (
             '\'[{"op": "remove", "path": "/spec/template/spec/nodeSelector/sabotage"}]\'',
         ),
         scenarios=("Every system workload is whole",),
+    ),
+    Lie(
+        "names-of-one-machine",
+        LAYER,
+        ("P3",),
+        "expected CoreDNS on several machines, found it on",
+        all_names_on_one,
+        scenarios=("The cluster's names outlive any one machine",),
     ),
     Lie(
         "no-load-balancer",

@@ -13,9 +13,13 @@ def worker(stage: Stage) -> Machine:
     return stage.with_role(Role.WORKER, -1)
 
 
-def away(path: str) -> Tell:
-    """A file is not where it was."""
-    return on(worker, f"mv {path} {path}.sabotage", f"test ! -e {path}.sabotage || mv {path}.sabotage {path}")
+def away(path: str, then: str = "true") -> Tell:
+    """A file is not where it was, and somebody takes notice of it."""
+    return on(
+        worker,
+        f"mv {path} {path}.sabotage; {then}",
+        f"test ! -e {path}.sabotage || mv {path}.sabotage {path}; {then}",
+    )
 
 
 def sed(path: str, old: str, new: str, then: str = "true") -> Tell:
@@ -69,6 +73,13 @@ LIES = (
         ("P12",),
         "expected kubelet active and enabled, found active and disabled",
         on(worker, "systemctl disable -q kubelet", "systemctl enable -q kubelet"),
+    ),
+    Lie(
+        "kubelet-before-its-runtime",
+        LAYER,
+        ("P12",),
+        "expected kubelet after containerd",
+        away("/etc/systemd/system/kubelet.service.d/20-runtime.conf", "systemctl daemon-reload"),
     ),
     Lie(
         "containerd-not-enabled",

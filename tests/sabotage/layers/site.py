@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME, documents
+from provisioning.site import CLAIM, NAME, NAMESPACE, RESOLVER, SELECTOR, VOLUME, documents
 from tests.sabotage.layers.cluster import kubectl
 from tests.sabotage.layers.nodes import worker
 from tests.sabotage.lie import Lie, Tell, on, together
@@ -181,6 +181,7 @@ define('WP_USE_THEMES', true);
 require '/var/www/html/wp-blog-header.php';
 """
 ).decode()
+RESOLVES = json.dumps({"options": [{"name": name, "value": value} for name, value in RESOLVER.items()]})
 LIES = (
     Lie(
         "two-replicas",
@@ -200,6 +201,14 @@ LIES = (
         "expected at most 1 on a worker",
         on_one_worker,
         scenarios=("Every replica is Ready, each on a worker of its own",),
+    ),
+    Lie(
+        "resolver-as-it-comes",
+        LAYER,
+        ("P3",),
+        "expected names to be given up within 10 s, found 20 s",
+        of_pods('{"dnsConfig": null}', f'{{"dnsConfig": {RESOLVES}}}'),
+        scenarios=("A name that nobody answers holds no page up for long",),
     ),
     Lie(
         "stale-files-on-one-replica",
