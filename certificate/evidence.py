@@ -41,6 +41,13 @@ class Evidence:
         self._put(where, text)
         return where.as_posix()
 
+    def within(self, folder: Path) -> list[str]:
+        """Paths of the files in a folder of the run; a drill that could not begin has made none."""
+        if not folder.is_dir():
+            return []
+        inside = folder.resolve().relative_to(self.folder.resolve())
+        return [f"{inside.as_posix()}/{file.name}" for file in sorted(folder.iterdir()) if file.is_file()]
+
     def _put(self, where: Path, text: str) -> None:
         file = self.folder / where
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -223,8 +223,7 @@ class Certificate:
             finding = weightiest(course.findings)
             files = [found.log(number, template.name, "\n".join(course.said))] if course.said else []
             for folder in course.folders:
-                inside = folder.resolve().relative_to(found.folder.resolve())
-                files += [f"{inside.as_posix()}/{file.name}" for file in sorted(folder.iterdir()) if file.is_file()]
+                files += found.within(folder)
             yield ScenarioRecord(
                 feature=Path(template.feature.filename).relative_to(self._folder.parent).as_posix(),
                 name=template.name,

@@ -438,7 +438,7 @@ scenarios(".")
 def holds(target): pass
 
 @given("it breaks off")
-def breaks_off(target): {breaking}
+def breaks_off(target, record_property): {breaking}
 """
 FEATURE = """
 Feature: A run
@@ -538,6 +538,12 @@ def test_what_was_left_out_on_purpose_is_not_exercised_and_no_interruption(proje
 def test_a_run_that_could_not_be_judged_has_an_exit_code_of_its_own(project: Project) -> None:
     assert project.run("raise OSError('no route')") == 6
     assert project.record.outcome is Outcome.NOT_JUDGED
+
+
+def test_a_drill_that_could_not_begin_takes_no_certificate_from_the_others(project: Project) -> None:
+    assert project.run("""record_property("evidence", "out/seed/never-made")""") == 0
+    assert project.record.outcome is Outcome.CERTIFIED
+    assert project.record.scenarios[1].evidence == ()
 
 
 def test_a_run_is_kept_whole_signed_and_remembered(project: Project) -> None:
