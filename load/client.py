@@ -6,7 +6,7 @@ Only the generator imports this: it belongs to gevent's world.
 
 import select
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from http.cookiejar import CookieJar
@@ -45,6 +45,18 @@ def is_idle(kept: socket) -> bool:
     return not poll.poll(0)
 
 
+def once(build: Callable[..., str]) -> Callable[..., str]:
+    """As `build`, which writes a request's head; one that says nothing but method and path is written only once."""
+    plain = lru_cache(maxsize=256)(build)
+
+    def built(method: str, path: str, body: object, headers: object, chunked: bool) -> str:
+        if body or headers or chunked:
+            return build(method, path, body, headers, chunked)
+        return plain(method, path)
+
+    return built
+
+
 class Client:
     """Sends one request after another to one site, over one connection where the site keeps it; follows no redirect."""
 
@@ -64,6 +76,7 @@ class Client:
             ssl_context_factory=(lambda **_: trusted) if secured else None,
         )
         self._http._connection_pool._is_socket_alive = is_idle  # type: ignore[method-assign, assignment]
+        self._http._build_request = once(self._http._build_request)  # type: ignore[method-assign]
         self._jar = CookieJar()
         self._has_cookies = False  # to look into the jar takes longer
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,11 +64,11 @@ class Fixed(Resolver):  # type: ignore[misc]
 class Tab:
     """One visitor's browser; every request is counted from the moment it was meant to begin."""
 
-    def __init__(self, client: Client, worker: "Worker", intended_s: float, dice: random.Random) -> None:
+    def __init__(self, client: Client, worker: "Worker", intended_s: float) -> None:
         self._client = client
         self._worker = worker
+        self._seed = intended_s
         self._intended_s: float | None = intended_s
-        self._dice = dice
 
     def send(
         self,
@@ -108,6 +109,11 @@ class Tab:
         """The URL's."""
         return self._worker.asked.netloc
 
+    @cached_property
+    def dice(self) -> random.Random:
+        """A visit's own, made for its first throw: whoever asks for one page needs none."""
+        return random.Random(self._seed)
+
     def cookies(self) -> dict[str, str]:
         """What the site has set."""
         return self._client.cookies()
@@ -115,7 +121,7 @@ class Tab:
     def think(self) -> None:
         """Exponentially distributed, as the pauses of many people are."""
         if self._worker.plan.think_s:
-            gevent.sleep(self._dice.expovariate(1 / self._worker.plan.think_s))
+            gevent.sleep(self.dice.expovariate(1 / self._worker.plan.think_s))
 
 
 class Clients:
@@ -204,10 +210,9 @@ class Worker:
             yield intended_s, dice.choices(self._acts, cum_weights=self._weights)[0]
 
     def _visit(self, act: Act, intended_s: float) -> None:
-        dice = random.Random(intended_s)
         try:
             with self._clients.one() as client:
-                act(Tab(client, self, intended_s, dice), dice)
+                act(Tab(client, self, intended_s))
         except Failed:
             pass  # it is counted, and the visitor goes
         except NotSent as error:

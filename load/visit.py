@@ -45,6 +45,10 @@ class Browser(Protocol):
     def host(self) -> str:
         """Whom it asks, with the port where the URL has one."""
 
+    @property
+    def dice(self) -> random.Random:
+        """What its visitor leaves to chance."""
+
     def send(
         self,
         name: str,
@@ -102,27 +106,32 @@ def links(page: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def read(browser: Browser, dice: random.Random) -> None:
+def read(browser: Browser) -> None:
     """The front page with what belongs to it, then a post."""
     page = browser.send("front page", "GET", "/").text
     for path in assets(page, browser.host):
         browser.send("asset", "GET", path)
     if posts := links(page):
         browser.think()
-        browser.send("post", "GET", dice.choice(posts))
+        browser.send("post", "GET", browser.dice.choice(posts))
 
 
-def search(browser: Browser, dice: random.Random) -> None:
+def token(browser: Browser) -> str:
+    """Sixteen digits that nobody else has thrown."""
+    return f"{browser.dice.getrandbits(64):016x}"
+
+
+def search(browser: Browser) -> None:
     """Words that are there, and words that are not."""
-    words = dice.choice(("hello", "world", "wordpress", "nowhere"))
+    words = browser.dice.choice(("hello", "world", "wordpress", "nowhere"))
     browser.send("search", "GET", f"/?{urlencode({'s': words})}")
 
 
-def comment(browser: Browser, dice: random.Random) -> None:
+def comment(browser: Browser) -> None:
     """A post, and a word below it, by somebody who was never here."""
     browser.send("post", "GET", "/?p=1")
     browser.think()
-    somebody = f"{dice.getrandbits(64):016x}"
+    somebody = token(browser)
     form = {
         "comment": f"{COMMENT_MARK}{somebody}",
         "author": "Visitor",
@@ -141,31 +150,31 @@ class Desk:
     session: Session
     mark: str
 
-    def edit(self, browser: Browser, dice: random.Random) -> None:
+    def edit(self, browser: Browser) -> None:
         """Log in anew, open a post of the run's own from the list, and change it; the first one writes it."""
         self.session.login = self._log_in(browser)
         if not self.session.posts:
-            self.publish(browser, dice)
-        number = dice.choice(self.session.posts)
+            self.publish(browser)
+        number = browser.dice.choice(self.session.posts)
         headers = self._headers(self._logged_in(browser).cookies)
         browser.send("list of posts", "GET", "/wp-admin/edit.php", headers=headers)
         browser.think()
         browser.send("editor", "GET", f"/wp-admin/post.php?post={number}&action=edit", headers=headers)
         browser.think()
-        body = json.dumps({"content": f"load, changed: {dice.getrandbits(64):016x}"})
+        body = json.dumps({"content": f"load, changed: {token(browser)}"})
         self._rest(browser, "change", f"posts/{number}", body, {"Content-Type": "application/json"}, OK)
 
-    def publish(self, browser: Browser, dice: random.Random) -> None:
+    def publish(self, browser: Browser) -> None:
         """A post, over REST."""
-        body = json.dumps({"title": f"{self.mark}{dice.getrandbits(64):016x}", "content": "load", "status": "publish"})
+        body = json.dumps({"title": f"{self.mark}{token(browser)}", "content": "load", "status": "publish"})
         made = self._rest(browser, "publish", "posts", body, {"Content-Type": "application/json"}, CREATED)
         self.session.posts.append(int(json.loads(made.text)["id"]))
 
-    def upload(self, browser: Browser, dice: random.Random) -> None:
+    def upload(self, browser: Browser) -> None:
         """An image, over REST."""
-        name = f"{self.mark}{dice.getrandbits(64):016x}.png"
+        name = f"{self.mark}{token(browser)}.png"
         headers = {"Content-Type": "image/png", "Content-Disposition": f'attachment; filename="{name}"'}
-        self._rest(browser, "upload", "media", png(dice.randbytes(3)), headers, CREATED)
+        self._rest(browser, "upload", "media", png(browser.dice.randbytes(3)), headers, CREATED)
 
     def _rest(
         self, browser: Browser, name: str, what: str, body: bytes | str, headers: Mapping[str, str], wanted: int
@@ -199,7 +208,7 @@ class Desk:
         return {**self.session.editor.headers, **({"Cookie": told} if told else {})}
 
 
-Act = Callable[[Browser, random.Random], None]
+Act = Callable[[Browser], None]
 
 
 def acts(desk: Desk | None) -> dict[Visit, Act]:
@@ -210,6 +219,6 @@ def acts(desk: Desk | None) -> dict[Visit, Act]:
     return found
 
 
-def page(browser: Browser, dice: random.Random) -> None:
+def page(browser: Browser) -> None:
     """The page that the run was given, and nothing else: what other generators do."""
     browser.send("page", "GET", "")

@@ -2,6 +2,7 @@
 
 import http.server
 import itertools
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from chaos.history import Header, History, Probe, parse
 from chaos.probe import PORTS_PER_S, SOURCE_PORTS, Member, Page, Plan, Port, Spoken, ask_one, source_ports
-from provisioning.poll import poll
+from provisioning.poll import NotYet, poll
 from tests.served import served
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +102,36 @@ def test_every_layer_is_asked_at_its_own_steady_times(
     assert {probe.error.partition(":")[0] for probe in found["closed"]} == {"ConnectionRefusedError"}
     assert {probe.error.partition(":")[0] for probe in found["silent"]} == {"TimeoutError"}
     assert all(probe.ended_s - probe.intended_s >= 0.5 for probe in found["silent"])
+
+
+def policies(pid: int) -> list[int]:
+    """How each thread of a process is scheduled."""
+    return [os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def test_who_asks_waits_for_no_processor_and_what_asks_for_it_is_ordinary(port: int, tmp_path: Path) -> None:
+    """On a machine where nobody may be served first, all of it is ordinary, and is asked as well."""
+    loop = ("sh", "-c", "while read line; do echo ok; done")
+    plan = Plan(
+        questions=(
+            Page(layer="page", host="127.0.0.1", port=port, timeout_s=0.5),
+            Spoken(layer="spoken", interval_s=0.2, command=loop),
+        )
+    )
+    permitted = subprocess.run(["chrt", "--rr", "1", "true"], capture_output=True, check=False).returncode == 0
+    first = os.SCHED_RR | os.SCHED_RESET_ON_FORK if permitted else os.SCHED_OTHER
+    askers = sum(question.at_once for question in plan.questions)
+    with asking(plan, tmp_path) as process:
+
+        def all_asking() -> bool:
+            if (found := policies(process.pid).count(first)) < askers:
+                raise NotYet(f"{found} of {askers} askers")
+            return True
+
+        poll("askers", all_asking, timeout_s=30, interval_s=0.05)
+        children = Path(f"/proc/{process.pid}/task")
+        spoken = [int(pid) for task in children.iterdir() for pid in (task / "children").read_text().split()]
+        assert [policy for pid in spoken for policy in policies(pid)] == [os.SCHED_OTHER]
 
 
 def test_the_process_ends_with_the_drill_that_started_it(port: int, tmp_path: Path) -> None:

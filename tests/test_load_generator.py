@@ -152,7 +152,7 @@ if spare:
     probe = os.open("/dev/null", os.O_RDONLY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (probe + spare, probe + spare))
 if sys.argv[2:]:
-    worker._acts = [lambda tab, dice: {}[sys.argv[2]]]
+    worker._acts = [lambda tab: {}[sys.argv[2]]]
 worker.begin_at(time.time() + 0.2)
 worker.send_all()
 for line in worker.tally.lines():
