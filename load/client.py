@@ -21,6 +21,7 @@ from requests.utils import requote_uri
 
 ENCODINGS = {"Accept-Encoding": "gzip, deflate, br"}
 unpatched_poll = get_original("select", "poll")
+Heads = dict[tuple[str, str], str]  # of requests that say nothing but these, method and path
 quoted = lru_cache(maxsize=1024)(requote_uri)  # the same paths are asked for again and again
 
 
@@ -45,14 +46,15 @@ def is_idle(kept: socket) -> bool:
     return not poll.poll(0)
 
 
-def once(build: Callable[..., str]) -> Callable[..., str]:
-    """As `build`, which writes a request's head; one that says nothing but method and path is written only once."""
-    plain = lru_cache(maxsize=256)(build)
+def once(build: Callable[..., str], heads: Heads) -> Callable[..., str]:
+    """As `build`, which writes a request's head; one that says nothing but method and path is taken from `heads`."""
 
     def built(method: str, path: str, body: object, headers: object, chunked: bool) -> str:
         if body or headers or chunked:
             return build(method, path, body, headers, chunked)
-        return plain(method, path)
+        if (method, path) not in heads:
+            heads[method, path] = build(method, path)
+        return heads[method, path]
 
     return built
 
@@ -60,8 +62,11 @@ def once(build: Callable[..., str]) -> Callable[..., str]:
 class Client:
     """Sends one request after another to one site, over one connection where the site keeps it; follows no redirect."""
 
-    def __init__(self, site: str, timeout_s: float, trusted: ssl.SSLContext) -> None:
-        """`site` is a URL's scheme, host and port; `timeout_s` holds for connecting and for each silence."""
+    def __init__(self, site: str, timeout_s: float, trusted: ssl.SSLContext, heads: Heads) -> None:
+        """`site` is a URL's scheme, host and port; `timeout_s` holds for connecting and for each silence.
+
+        `heads` is shared by all clients of the site: most visitors ask for what somebody asked for before.
+        """
         self._site = site
         parts = urlsplit(site)
         secured = parts.scheme == "https"
@@ -76,7 +81,7 @@ class Client:
             ssl_context_factory=(lambda **_: trusted) if secured else None,
         )
         self._http._connection_pool._is_socket_alive = is_idle  # type: ignore[method-assign, assignment]
-        self._http._build_request = once(self._http._build_request)  # type: ignore[method-assign]
+        self._http._build_request = once(self._http._build_request, heads)  # type: ignore[method-assign]
         self._jar = CookieJar()
         self._has_cookies = False  # to look into the jar takes longer
 

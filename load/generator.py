@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from load.alarm import Alarm
 from load.arrivals import duration_s, share, times
-from load.client import Client
+from load.client import Client, Heads
 from load.plan import Plan
 from load.record import BEGUN, BY_HAND, FILE, LATE_S, End, Header, Tally, own_fault, write
 from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts, path_of
@@ -130,13 +130,13 @@ class Clients:
     def __init__(self, plan: Plan, site: str) -> None:
         self._plan = plan
         self._kept: list[Client] = []
-        self._site = site
-        self._trusted = ssl.create_default_context(cadata=plan.ca or None)
+        heads: Heads = {}
+        self._new = partial(Client, site, plan.timeout_s, ssl.create_default_context(cadata=plan.ca or None), heads)
 
     @contextmanager
     def one(self) -> Iterator[Client]:
         """One that nobody else uses; it loses its cookies, and its connection stays or ends, as the plan says."""
-        client = self._kept.pop() if self._kept else Client(self._site, self._plan.timeout_s, self._trusted)
+        client = self._kept.pop() if self._kept else self._new()
         try:
             yield client
         finally:

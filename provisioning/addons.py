@@ -237,21 +237,13 @@ class DnsSpread:
         Raises ActionFailed where the scheduler puts no Pod on another machine.
         """
 
-        def parted() -> bool:
+        def parted() -> None:
             nodes = {pod.spec.node_name for pod in self._pods()}
             if len(nodes) < 2:
-                raise NotYet(f"on {', '.join(nodes) or 'none'}")
-            return True
+                raise NotYet(f"on {', '.join(nodes) or 'none'}; see which nodes take new Pods: kubectl get nodes")
 
-        for pod in crowded(self._pods()):
-            with suppress(ApiException):  # gone by itself
-                self.cluster.core.delete_namespaced_pod(
-                    pod.metadata.name, "kube-system", _request_timeout=REQUEST_TIMEOUT_S
-                )
-        try:
-            poll("CoreDNS on several machines", parted, timeout_s=READY_TIMEOUT_S, interval_s=0.3)
-        except DeadlineExceeded as error:
-            raise ActionFailed(f"{error}; see which nodes take new Pods: kubectl get nodes") from error
+        replace(self.cluster.core, crowded(self._pods()))
+        eventually("CoreDNS on several machines", parted, timeout_s=READY_TIMEOUT_S)
 
 
 def placed(pods: Sequence[client.V1Pod]) -> list[client.V1Pod]:
@@ -351,9 +343,15 @@ class ClusterReady:
         core = self.cluster.core
         for namespace in SYSTEM_NAMESPACES:
             with suppress(ApiException, *UNAVAILABLE):  # the API is away: there is a wait to come
-                for pod in crash_looping(core.list_namespaced_pod(namespace, _request_timeout=REQUEST_TIMEOUT_S).items):
-                    with suppress(ApiException):  # gone by itself
-                        core.delete_namespaced_pod(pod.metadata.name, namespace, _request_timeout=REQUEST_TIMEOUT_S)
+                pods = core.list_namespaced_pod(namespace, _request_timeout=REQUEST_TIMEOUT_S).items
+                replace(core, crash_looping(pods))
+
+
+def replace(core: client.CoreV1Api, pods: Sequence[client.V1Pod]) -> None:
+    """Delete Pods, for which their owners make others; one that is gone by itself is what was wanted."""
+    for pod in pods:
+        with suppress(ApiException):
+            core.delete_namespaced_pod(pod.metadata.name, pod.metadata.namespace, _request_timeout=REQUEST_TIMEOUT_S)
 
 
 def crash_looping(pods: Sequence[client.V1Pod]) -> list[client.V1Pod]:

@@ -32,7 +32,13 @@ REVISION = "deployment.kubernetes.io/revision"  # by the Deployment's controller
 # A page at the public host begins WordPress's scheduled work by a request to that name, and waits for the resolver as
 # long as that tries, whatever limit the request has: with what resolv.conf(5) has by itself 20 s while CoreDNS is away.
 # The site needs no name of the cluster, so that one with a dot in it is asked for as it stands.
-RESOLVER = {"timeout": "1", "attempts": "2", "ndots": "1"}
+RESOLVER = {
+    "options": [
+        {"name": "timeout", "value": "1"},
+        {"name": "attempts", "value": "2"},
+        {"name": "ndots", "value": "1"},
+    ]
+}
 # What no waiting mends: the registry has answered, and has no such image.
 NO_SUCH_IMAGE = re.compile(r"Failed to pull image .*: not found")
 
@@ -154,7 +160,7 @@ def documents(environment: Environment, database: str, secret_version: str) -> l
                         "enableServiceLinks": False,
                         "automountServiceAccountToken": False,
                         "topologySpreadConstraints": [spread],
-                        "dnsConfig": {"options": [{"name": name, "value": value} for name, value in RESOLVER.items()]},
+                        "dnsConfig": RESOLVER,
                         "containers": [container],
                         "volumes": [
                             {"name": "wordpress-persistent-storage", "persistentVolumeClaim": {"claimName": CLAIM}}

@@ -157,7 +157,8 @@ def lines(with_cold: bool) -> list[tuple[str, Callable[[], float], str, str]]:
         ("  of the five Kubernetes nodes", lambda: measured("nodes_memory_gib"), "GiB", "≤ 2.5 GiB"),
         ("front page at the VIP, one client, p50", lambda: measured("front_page_ms"), "ms", "≤ 100 ms"),
         ("front pages a second at the VIP", lambda: measured("front_pages_per_s"), "/s", "≥ 25 /s"),
-        ("prober at the VIP, the lab's own network included", lambda: measured("prober_percent"), "%", ""),
+        ("prober, 20 questions a second to each of ten layers", lambda: measured("prober_percent"), "%", "≤ 10 %"),
+        ("  answered on loopback, without the lab's network", measures.prober_own_percent, "%", ""),
         ("second build, nothing to change", lambda: timed([PYTHON, "-m", "provisioning"]), "s", "≤ 20 s"),
         ("target up → acceptance judged again", lambda: timed([*judge, "acceptance"]), "s", "≤ 90 s"),
         ("  of the foundation alone", of_foundation(f"acceptance and {FOUNDATION}"), "s", "≤ 60 s"),
@@ -187,7 +188,6 @@ def without_target(generator: Callable[[], float] = our_maximum) -> list[tuple[s
         ("  vegeta", lambda: maximum()["vegeta"], "/s", ""),
         ("  of Locust's HttpUser", lambda: our_maximum() / maximum()["Locust's HttpUser"], "times", "≥ 3"),
         ("  p99 added at half that rate, of vegeta's", added, "times", "≤ 1.2"),
-        ("prober, 20 questions a second to each of ten layers", measures.prober_own_percent, "%", "≤ 10 %"),
         ("report of an hour at 500 requests a second", lambda: report_of_an_hour()[0], "s", "≤ 5 s"),
         ("  its page", lambda: report_of_an_hour()[1], "MB", "≤ 2 MB"),
     ]

@@ -181,7 +181,6 @@ define('WP_USE_THEMES', true);
 require '/var/www/html/wp-blog-header.php';
 """
 ).decode()
-RESOLVES = json.dumps({"options": [{"name": name, "value": value} for name, value in RESOLVER.items()]})
 LIES = (
     Lie(
         "two-replicas",
@@ -207,7 +206,7 @@ LIES = (
         LAYER,
         ("P3",),
         "expected names to be given up within 10 s, found 20 s",
-        of_pods('{"dnsConfig": null}', f'{{"dnsConfig": {RESOLVES}}}'),
+        of_pods('{"dnsConfig": null}', json.dumps({"dnsConfig": RESOLVER})),
         scenarios=("A name that nobody answers holds no page up for long",),
     ),
     Lie(
