@@ -46,12 +46,20 @@ def of_error(error: BaseException, *, during_steps: bool) -> Finding:
     Only a step's own assertion refutes. Anything else, be it an error, a timeout or a failed clean-up, means
     that the scenario was not judged; it is never a pass.
     """
-    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    told = words_of(error)
     if isinstance(error, NotExercised):
         return Finding(Verdict.NOT_EXERCISED, str(error))
     if isinstance(error, AssertionError) and during_steps:
         return Finding(Verdict.REFUTED, told)
     return Finding(Verdict.UNKNOWN, f"{type(error).__name__}: {told}")
+
+
+def words_of(error: BaseException) -> str:
+    """The first line of what an error says, and the answer that it carries: Kubernetes' begins with a mere number."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    body = getattr(error, "body", None) or ""
+    answer = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+    return " ".join([first, *answer.split()])
 
 
 def weightiest(findings: Iterable[Finding]) -> Finding:

@@ -14,6 +14,7 @@ Feature: Coming back
       Given the machine of one worker
       When it is rebooted
       Then each of them takes part in the cluster again within the budget
+      And the kubelet of each of them was started once
       And each of them still has all that was configured
 
   Rule: A power cut loses nothing that was configured

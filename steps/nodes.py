@@ -159,6 +159,12 @@ def order(host: Any) -> list[str]:
     return unless("containerd.service" in before, f"expected kubelet after containerd, found it after {before}")
 
 
+def started_once(host: Any) -> list[str]:
+    """Complaints about a kubelet that systemd has started again since the machine has, for it had ended by itself."""
+    again = int(host.check_output("systemctl show kubelet --property NRestarts --value"))
+    return unless(again == 0, f"expected a kubelet that was started once, found it started again {again} times")
+
+
 def held(host: Any) -> list[str]:
     """Complaints about packages that the next upgrade may change."""
     found = host.check_output("apt-mark showhold").split()
@@ -268,6 +274,12 @@ def each_has_services(machines: tuple[Machine, ...], guests: Guests) -> None:
 def each_is_ordered(machines: tuple[Machine, ...], guests: Guests) -> None:
     """By the order that systemd starts units in: a kubelet that comes first ends, and is tried again only later."""
     none_of(guests.ask(machines, order))
+
+
+@then("the kubelet of each of them was started once")
+def each_started_once(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """Ten seconds pass before systemd starts it again; of a master, the API waits for them."""
+    none_of(guests.ask(machines, started_once))
 
 
 @then("the service of each of them runs, and starts at boot")

@@ -380,7 +380,8 @@ def readable(cluster: Cluster) -> Iterator[tuple[str, str]]:
     for pod in cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR).items:
         yield f"Pod {pod.metadata.name}", str(pod)
         yield f"log of {pod.metadata.name}", str(cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE))
-        if any(status.restart_count for status in pod.status.container_statuses or []):
+        # After a power cut the kubelet may know of a restart and of nothing before it: then nobody can read that.
+        if any(status.last_state.terminated for status in pod.status.container_statuses or []):
             before = cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE, previous=True)
             yield f"log of {pod.metadata.name} before its restart", str(before)
     yield f"Deployment {NAME}", str(cluster.apps.read_namespaced_deployment(NAME, NAMESPACE))

@@ -26,8 +26,9 @@ def lacking() -> str:
 @pytest.fixture(scope="session")
 def lab_target() -> Session:
     """The lab's target, built once for all modules that test it; each leaves it as its own file says."""
-    whole()
-    return open_session("lab")
+    session = open_session("lab")
+    whole(session)
+    return session
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from proxmoxer import ProxmoxAPI
+from rich.console import Console
 
 from environments.load import find, load
 from lab import namespace
 from lab.lock import live_owner
 from lab.paths import Paths
+from provisioning.report import Terminal
+from provisioning.session import Session
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,10 +26,10 @@ def build(env: Path | str = "lab", *options: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
-def whole() -> None:
-    """A build of the lab's target that ends well."""
-    done = build()
-    assert done.returncode == 0, done.stdout + done.stderr
+def whole(session: Session) -> None:
+    """The target as its environment says, by a build that ends well; raises BuildFailed."""
+    with session.state.locked("a test of the lab"):
+        session.build(Terminal(Console(stderr=True)))
 
 
 def in_lab(work: Callable[[], object]) -> str:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kubernetes.client.exceptions import ApiException
 
 from certificate.promises import Promise, templates
 from certificate.verdict import NOT_SELECTED, Finding, NotExercised, Verdict, of_error, of_promise, weightiest
@@ -52,6 +53,13 @@ def test_only_an_assertion_of_a_step_refutes() -> None:
     assert of_error(AssertionError("left behind"), during_steps=False).verdict is Verdict.UNKNOWN
     assert of_error(DeadlineExceeded("x", 1, "y"), during_steps=True).verdict is Verdict.UNKNOWN
     assert of_error(NotExercised("two cores"), during_steps=True) == Finding(Verdict.NOT_EXERCISED, "two cores")
+
+
+def test_an_error_that_carries_an_answer_tells_it() -> None:
+    refused = ApiException(status=400, reason="Bad Request")
+    refused.body = b'{"message": "previous terminated container not found"}'
+    told = of_error(refused, during_steps=True).reason
+    assert told == 'ApiException: (400) {"message": "previous terminated container not found"}'
 
 
 def test_the_weightiest_finding_decides() -> None:

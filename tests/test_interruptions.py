@@ -41,6 +41,7 @@ ACTIONS = (
     "control planes joined",
     "workers joined",
     "worker labels",
+    "cluster DNS spread",
     "MetalLB",
     "MetalLB pool",
     "cluster ready",

@@ -32,7 +32,7 @@ def built(lab_target: Session) -> Session:
 def target(built: Session) -> Iterator[Session]:
     """The lab's target, which the next run makes whole again."""
     yield built
-    whole()
+    whole(built)
 
 
 def only(target: Session, role: Role) -> Machine:

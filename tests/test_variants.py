@@ -19,7 +19,7 @@ pytestmark = pytest.mark.lab
 def target(lab_target: Session) -> Iterator[Session]:
     """The lab's, and as its own file says again afterwards."""
     yield lab_target
-    whole()
+    whole(lab_target)
 
 
 def variant(folder: Path, changes: Mapping[str, str]) -> Path:

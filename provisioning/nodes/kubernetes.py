@@ -74,7 +74,5 @@ def kubernetes_packages(job: KubernetesJob) -> None:
     held = host.get_fact(facts.HeldPackages)
     if missing := [package for package in KUBERNETES_PACKAGES if package not in held]:
         server.shell(name="Kubernetes packages held", commands=["apt-mark hold " + " ".join(missing)])
-    # The package orders kubelet after the network only. One that finds no runtime yet ends, and is started again 10 s
-    # later: a master's etcd is late by that and more, and the other master's API server gives up over it.
-    of_unit("kubelet after its runtime", KUBELET_DROP_IN, "[Unit]\nAfter=containerd.service\n", unit="kubelet")
+    of_unit("kubelet after its runtime", KUBELET_DROP_IN, render("kubelet.conf.j2"), unit="kubelet")
     systemd.service(name="kubelet at boot", service="kubelet", running=None, enabled=True)

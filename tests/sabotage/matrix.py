@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,11 +85,19 @@ def bystanders(lie: Lie, scenarios: Sequence[Told], seed: int, count: int) -> tu
 
 
 def sample(lies: Sequence[Lie], scenarios: Iterable[Told], seed: int, count: int) -> tuple[Lie, ...]:
-    """So many lies picked by a seed, in their order, of those that are noticed while nothing is disrupted."""
+    """So many lies picked by a seed, in their order, of those that are noticed while nothing is disrupted.
+
+    Over the layers: none gives a second one before each has given its first.
+    """
     told = tuple(scenarios)
     calm = {scenario.name for scenario in told if "acceptance" in scenario.tags}
     quick = [lie for lie in lies if not lie.rollback and calm.issuperset(owing(lie, told))]
-    picked = random.Random(seed).sample(quick, min(count, len(quick)))
+    given: Counter[str] = Counter()
+    ranked = []
+    for lie in random.Random(seed).sample(quick, len(quick)):
+        ranked.append((given[lie.layer], lie))
+        given[lie.layer] += 1
+    picked = [lie for _, lie in sorted(ranked, key=lambda pair: pair[0])[:count]]
     return tuple(lie for lie in quick if lie in picked)
 
 

@@ -66,6 +66,12 @@ def test_a_sample_is_repeated_by_its_seed_and_disrupts_nothing() -> None:
     assert all("acceptance" in BY_NAME[name].tags for lie in first for name in owing(lie, SCENARIOS))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_sample_has_no_layer_twice(seed: int) -> None:
+    picked = sample(LIES, SCENARIOS, seed, 5)
+    assert len({lie.layer for lie in picked}) == len(picked) == 5
+
+
 def test_no_two_scenarios_have_one_name() -> None:
     assert len(BY_NAME) == len(SCENARIOS)
 

@@ -6,6 +6,7 @@ from tests.sabotage.stage import Stage
 
 LAYER = "nodes"
 PROGRAM = "/usr/bin/kubectl"
+DROP_IN = "/etc/systemd/system/kubelet.service.d/20-runtime.conf"
 
 
 def worker(stage: Stage) -> Machine:
@@ -79,7 +80,7 @@ LIES = (
         LAYER,
         ("P12",),
         "expected kubelet after containerd",
-        away("/etc/systemd/system/kubelet.service.d/20-runtime.conf", "systemctl daemon-reload"),
+        away(DROP_IN, "systemctl daemon-reload"),
     ),
     Lie(
         "containerd-not-enabled",
@@ -119,6 +120,18 @@ LIES = (
         ("P12",),
         "expected every node Ready",
         on(worker, "systemctl disable -q kubelet", "systemctl enable -q --now kubelet"),
+        scenarios=("A worker is rebooted",),
+    ),
+    Lie(
+        "kubelet-without-its-runtime-at-a-reboot",
+        LAYER,
+        ("P12",),
+        "expected a kubelet that was started once",
+        on(
+            worker,
+            f"mv {DROP_IN} /root/runtime.conf; printf '[Unit]\\nBefore=containerd.service\\n' > {DROP_IN}",
+            f"mv /root/runtime.conf {DROP_IN}; systemctl daemon-reload; systemctl restart kubelet",
+        ),
         scenarios=("A worker is rebooted",),
     ),
     Lie(
