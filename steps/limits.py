@@ -12,6 +12,7 @@ from pytest_bdd import given, then, when
 
 from environments.model import Environment, Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
+from provisioning.machines import BOOT_TIMEOUT_S
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.public import PublicHost
 from provisioning.session import Session
@@ -23,7 +24,7 @@ from steps.site import Editor, answers, at_vip, await_replicas
 
 # Twice what a takeover of the address may take: what has not gone by then was not about to.
 WATCHED_S = 2 * TAKEOVER_S
-WHOLE_TIMEOUT_S = 300
+WHOLE_TIMEOUT_S = BOOT_TIMEOUT_S  # and what runs on a machine is at work long before a slow one has booted
 VISIT_TIMEOUT_S = 20
 RELOADED_S = 3  # a connection that broke is no outage; a page that still does not come after this is
 WRITE_TIMEOUT_S = 10
