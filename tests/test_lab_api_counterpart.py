@@ -23,6 +23,7 @@ from lab import certificates
 from lab.api.server import serve
 from tests.lab_client import IMAGE, PASSWORD, SECRET, TEMPLATE, TOKEN, LabClient
 
+pytest_plugins = ["fakepve.pytest_plugin"]
 Step = tuple[str, Callable[[], object]]
 TIMEOUT_S = 30
 UNKNOWN_UPID = "UPID:pve:00000001:00000002:00000003:qmstart:100:root@pam:"

@@ -58,12 +58,18 @@ def test_independent_parts_are_made_side_by_side_and_the_last_sees_all(tmp_path:
 
 def test_after_a_failure_nothing_more_is_begun(tmp_path: Path) -> None:
     made: list[str] = []
+    failing = threading.Event()
 
     def fail() -> None:
+        failing.set()
         raise BuildError("the network is away")
 
+    def work() -> None:
+        failing.wait(10)
+        time.sleep(0.05)
+
     first = Making("first", made, during=fail)
-    others = [Making(f"other{number}", made, during=lambda: time.sleep(0.05)) for number in range(20)]
+    others = [Making(f"other{number}", made, during=work) for number in range(20)]
     with pytest.raises(BuildError, match="the network is away"):
         build_all(Cache(tmp_path), [first, *others, Making("last", made, needs=[first, *others])], silent)
     assert len(made) < len(others)
