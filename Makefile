@@ -8,6 +8,8 @@ SEED ?= 48345
 USUAL := not faults and not sabotage and not alone
 # Tests that need neither root nor a target, so that several run at once.
 NEEDS_NOTHING := not lab and $(USUAL)
+# One more than there are processors: a quarter of the time each of them waits for something.
+AT_ONCE := -n $(shell echo $$(($$(nproc) + 1))) --dist worksteal
 export PATH := $(PATH):$(CURDIR)/$(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What the lab uses of Debian: system containers, the mirror's builders, the registry; below, what compiles NDB.
@@ -25,7 +27,7 @@ certify: setup ## build the lab's target where it is not built, then judge every
 
 test: setup check ## unit tests, then the lab built from nothing, every feature run, and five lies told to it
 	$(RUN)/python -m lab down --delete
-	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" -n auto --dist worksteal
+	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" $(AT_ONCE)
 	$(RUN)/pytest tests features -m "(lab or acceptance or disruptive or short) and $(USUAL)" --chaos lab --drills 3 --seed $(SEED)
 	$(RUN)/pytest tests/sabotage -m sabotage --lies 5 --seed $(SEED)
 
@@ -46,7 +48,7 @@ quiet: setup ## the untouched lab judged ten times from its snapshot, half of th
 	$(RUN)/python -m tests.sabotage.quiet
 
 unit: setup ## tests that need neither root nor a target
-	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" -n auto --dist worksteal
+	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" $(AT_ONCE)
 
 check: setup ## lint and types
 	$(RUN)/ruff check .
