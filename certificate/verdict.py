@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from certificate.promises import Promise
+from provisioning.action import carried
 
 
 class NotExercised(Exception):
@@ -57,9 +58,7 @@ def of_error(error: BaseException, *, during_steps: bool) -> Finding:
 def words_of(error: BaseException) -> str:
     """The first line of what an error says, and the answer that it carries: Kubernetes' begins with a mere number."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    body = getattr(error, "body", None) or ""
-    answer = body.decode(errors="replace") if isinstance(body, bytes) else str(body)
-    return " ".join([first, *answer.split()])
+    return " ".join([first, *carried(error).split()])
 
 
 def weightiest(findings: Iterable[Finding]) -> Finding:

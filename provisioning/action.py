@@ -25,6 +25,12 @@ class ActionFailed(Exception):
         return "\n  ".join(lines)
 
 
+def carried(error: BaseException) -> str:
+    """The answer that an error carries as its `body`, as text (kubernetes' ApiException); empty for others. Pure."""
+    body = getattr(error, "body", None) or ""
+    return body.decode(errors="replace") if isinstance(body, bytes) else str(body)
+
+
 class BuildFailed(Exception):
     """A bring-up ended at an action; the machines are kept and the next run goes on from there."""
 

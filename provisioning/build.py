@@ -11,7 +11,7 @@ from urllib3.exceptions import HTTPError
 from yaml import YAMLError
 
 from environments.secret import SecretMissing
-from provisioning.action import Action, ActionFailed, BuildFailed
+from provisioning.action import Action, ActionFailed, BuildFailed, carried
 from provisioning.hypervisor import HypervisorError
 from provisioning.poll import DeadlineExceeded
 
@@ -42,8 +42,7 @@ class Reporter(Protocol):
 def as_failure(error: Exception) -> ActionFailed:
     """One of MISHAPS, told as an action's failure: kind and words, without headers and tracebacks. Pure."""
     if isinstance(error, ApiException):
-        body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
-        return ActionFailed(f"the Kubernetes API answers {error.status} {error.reason}", output=body or "")
+        return ActionFailed(f"the Kubernetes API answers {error.status} {error.reason}", output=carried(error))
     return ActionFailed(f"{type(error).__name__}: {error}")
 
 

@@ -14,6 +14,8 @@ from environments.load import find, load
 from lab import namespace
 from lab.lock import live_owner
 from lab.paths import Paths
+from provisioning.bringup import actions
+from provisioning.build import bring_up
 from provisioning.report import Terminal
 from provisioning.session import Session
 
@@ -26,10 +28,16 @@ def build(env: Path | str = "lab", *options: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
-def whole(session: Session) -> None:
-    """The target as its environment says, by a build that ends well; raises BuildFailed."""
+def whole(session: Session, since: str = "") -> None:
+    """The target as its environment says, by a build that ends well; raises BuildFailed.
+
+    From the action named `since` on, where nothing before it can have been touched.
+    """
     with session.state.locked("a test of the lab"):
-        session.build(Terminal(Console(stderr=True)))
+        following = actions(session.environment, session.state)
+        if since:
+            following = following[[action.name for action in following].index(since) :]
+        bring_up(following, Terminal(Console(stderr=True)))
 
 
 def in_lab(work: Callable[[], object]) -> str:

@@ -212,7 +212,7 @@ def test_disruption_takes_permission(pytester: pytest.Pytester) -> None:
 
 def run_pytest(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -2,24 +2,20 @@
 
 import re
 from collections.abc import Iterator
-from itertools import dropwhile
 from unittest import mock
 
 import pytest
 from pydantic import BaseModel
-from rich.console import Console
 
 from environments.model import Environment, Machine, Role
 from provisioning.action import Action, BuildFailed
-from provisioning.bringup import actions
 from provisioning.build import bring_up
 from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.ndb import NdbStarted
 from provisioning.poll import NotYet, poll
-from provisioning.report import Terminal
 from provisioning.session import Session
 from provisioning.site import NAMESPACE, SELECTOR, SiteDeclared, SiteInstalled, SiteRunning, unready_replicas
-from tests.live_lab import build
+from tests.live_lab import build, whole
 
 pytestmark = pytest.mark.lab
 PATIENCE_S = 60
@@ -37,10 +33,7 @@ def built(lab_target: Session) -> Session:
 def target(built: Session) -> Iterator[Session]:
     """The lab's target, which the next run makes whole again: by its actions after those that make machines."""
     yield built
-    following = list(dropwhile(lambda action: action.name != NdbStarted.name, actions(built.environment, built.state)))
-    assert following
-    with built.state.locked("a test of the lab"):
-        bring_up(following, Terminal(Console(stderr=True)))
+    whole(built, since=NdbStarted.name)
 
 
 def only(target: Session, role: Role) -> Machine:

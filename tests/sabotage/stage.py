@@ -72,6 +72,8 @@ class Stage:
             wanted.write_text(json.dumps(sorted(scenarios)))
             command = [sys.executable, "-m", "pytest", "features", "-q", "--no-build", "--env", self.env]
             command += ["-p", EAR, "--scenarios", str(wanted), "--heard", str(heard)]
+            # Hypothesis' plugin loads all of it when a run ends, used or not: half as long again.
+            command += ["-p", "no:hypothesispytest"]
             command += ["--chaos", self.environment.name, "-p", "no:cacheprovider", *(["-p", plugin] if plugin else [])]
             done = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=JUDGED_TIMEOUT_S, check=False

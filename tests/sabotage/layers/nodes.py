@@ -129,8 +129,8 @@ LIES = (
         "expected a kubelet that was started once",
         on(
             worker,
-            f"mv {DROP_IN} /root/runtime.conf; printf '[Unit]\\nBefore=containerd.service\\n' > {DROP_IN}",
-            f"mv /root/runtime.conf {DROP_IN}; systemctl daemon-reload; systemctl restart kubelet",
+            edited(DROP_IN, "s/^After=/Before=/; /^ExecStartPre=/d"),
+            f"mv {DROP_IN}.sabotage {DROP_IN}; systemctl daemon-reload",
         ),
         scenarios=("A worker is rebooted",),
     ),
