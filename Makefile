@@ -25,11 +25,11 @@ help: ## this list
 certify: setup ## build the lab's target where it is not built, then judge every promise
 	$(RUN)/pytest
 
-test: setup check ## unit tests, then the lab built from nothing, every feature run, and five lies told to it
+test: setup check ## unit tests, then the lab built from nothing, every feature run, and ten lies told to it
 	$(RUN)/python -m lab down --delete
 	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" $(AT_ONCE)
 	$(RUN)/pytest tests features -m "(lab or acceptance or disruptive or short) and $(USUAL)" --chaos lab --drills 3 --seed $(SEED)
-	$(RUN)/pytest tests/sabotage -m sabotage --lies 5 --seed $(SEED)
+	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; about half an hour
 	$(RUN)/pytest features -m drill --chaos lab

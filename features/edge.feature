@@ -34,7 +34,7 @@ Feature: The public side
     @disruptive @P9
     Scenario: The connector's machine is rebooted
       When the connector's machine is rebooted
-      Then the public host shows the site's front page to anybody
+      Then the public host shows the site's front page to anybody again
 
   Rule: The administration is behind a login that only authorised addresses pass
 

@@ -25,13 +25,14 @@ from steps.complaints import none_of, unless
 from steps.power import Power
 
 PIN_TIMEOUT_S, NO_PIN_S = 30, 3
-PUBLIC_TIMEOUT_S = 90
+PUBLIC_TIMEOUT_S, DIALLED_TIMEOUT_S = 15, 90  # a connector that has just started has the time to dial in
 PIN_LIFE_MIN = 10
 SSH_PORT = 22
 # SSH, HTTP, HTTPS, rpcbind, etcd, NFS, MySQL, Kubernetes and kubelet.
 SERVICE_PORTS = (SSH_PORT, 80, 111, 443, 2049, 2379, 3306, 6443, 10250)
 NO_WAY_S = 3
 ADMINISTRATION = "/wp-admin/"
+LOGIN_FORM = 'id="loginform"'
 # What the public may ask for, guarded or not: pages, files, interfaces, errors.
 PAGES = (
     "/",
@@ -123,7 +124,18 @@ def told_addresses(answer: Answer, patterns: dict[str, re.Pattern[str]]) -> list
 
 @then("the public host shows the site's front page to anybody")
 def front_page(public: PublicHost, environment: Environment) -> None:
-    """By its title, without a cookie; a connector that has just started has the time to dial in."""
+    """By its title, without a cookie."""
+    shown_within(PUBLIC_TIMEOUT_S, public, environment)
+
+
+@then("the public host shows the site's front page to anybody again")
+def front_page_again(public: PublicHost, environment: Environment) -> None:
+    """As `front_page`, after the connector was away."""
+    shown_within(DIALLED_TIMEOUT_S, public, environment)
+
+
+def shown_within(timeout_s: float, public: PublicHost, environment: Environment) -> None:
+    """Wait for the front page at the public host."""
 
     def shown() -> bool:
         try:
@@ -135,7 +147,7 @@ def front_page(public: PublicHost, environment: Environment) -> None:
         return True
 
     try:
-        poll(f"https://{public.name}/", shown, timeout_s=PUBLIC_TIMEOUT_S, interval_s=1)
+        poll(f"https://{public.name}/", shown, timeout_s=timeout_s, interval_s=1)
     except DeadlineExceeded as error:
         raise AssertionError(str(error)) from error
 
@@ -306,7 +318,7 @@ def with_session(public: PublicHost, session: str) -> Answer:
 
 def is_sites_login(answer: Answer) -> bool:
     """Whether the site itself asks for its password: then Access has let the visitor pass. Pure."""
-    return answer.status == requests.codes.ok and 'id="loginform"' in answer.text
+    return answer.status == requests.codes.ok and LOGIN_FORM in answer.text
 
 
 @then("the site's own login opens for them")
@@ -470,8 +482,8 @@ def closed_inside(target: Session, connector_machine: Machine) -> None:
 def open_inside(environment: Environment) -> None:
     """As it is: Access stands before the public host, and nothing before the virtual address."""
     answer = WordPress(f"http://{environment.wordpress.vip}").request("GET", "/wp-login.php")
-    assert answer.status_code == requests.codes.ok
-    assert 'id="loginform"' in answer.text
+    shown = answer.status_code == requests.codes.ok and LOGIN_FORM in answer.text
+    assert shown, f"expected the site's login, found {answer.status_code}: {gist(answer.text)}"
 
 
 @then("the service and the connector are Cloudflare's own")

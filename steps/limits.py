@@ -18,7 +18,7 @@ from provisioning.public import PublicHost
 from provisioning.session import Session
 from provisioning.wordpress import NO_DATABASE, gist
 from steps.cluster import nodes_not_ready
-from steps.edge import front_page
+from steps.edge import front_page_again
 from steps.power import TAKEOVER_S, Power
 from steps.site import Editor, answers, at_vip, await_replicas
 
@@ -33,9 +33,13 @@ NO_CONNECTOR = 530
 
 @pytest.fixture
 def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[None]:
-    """Gives the power back and waits until nodes, database and site are whole: the next scenario starts from there."""
+    """Gives the power back and waits until nodes, database and site are whole: the next scenario starts from there.
+
+    The time counts from the power's return: a scenario that has waited all of it in vain is not followed by as much.
+    """
     yield
     power.heal()
+    left_s = WHOLE_TIMEOUT_S - (time.monotonic() - (power.back_s or time.monotonic()))
     names = {machine.name for machine in target.environment.cluster_machines}
 
     def whole() -> bool:
@@ -47,7 +51,7 @@ def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[Non
             raise NotYet("; ".join(found))
         return answers(target.environment)
 
-    poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)
+    poll("a whole target", whole, timeout_s=max(1.0, left_s), interval_s=1)
     target.ndb.await_members(target.ndb.members)
     await_replicas(cluster, target.environment.wordpress.replicas)
 
@@ -137,7 +141,7 @@ def comes_back(environment: Environment, timeout_s: float) -> None:
 
 def public_is_back(environment: Environment) -> None:
     """Wait for the site at the public host."""
-    front_page(PublicHost.of(environment.edge), environment)
+    front_page_again(PublicHost.of(environment.edge), environment)
 
 
 @then("the public host says that it has no connector")

@@ -67,11 +67,15 @@ def read_budget(cluster: Cluster, control_plane: Machine, worker: Machine) -> Bu
 
 @dataclass
 class Power:
-    """The power of machines; knows what it took away, to give it back whatever happens."""
+    """The power of machines; knows what it took away, to give it back whatever happens.
+
+    `back_s`: since when everything touched could be entered again (monotonic clock); None while it may be away.
+    """
 
     target: Session
     hypervisor: Hypervisor
     touched: list[Machine] = field(default_factory=list)
+    back_s: float | None = None
 
     def cut(self, machines: tuple[Machine, ...]) -> None:
         """Cut the power of all at once; raises NotExercised when the environment permits fewer."""
@@ -93,6 +97,7 @@ class Power:
     def heal(self) -> None:
         """Give the power back and wait until everything touched can be entered; raises DeadlineExceeded."""
         in_parallel(self.touched, self._heal_one)
+        self.back_s = self.back_s or time.monotonic()
 
     def _give_one(self, machine: Machine) -> None:
         if self.hypervisor.power(machine.vmid) == "stopped":
@@ -114,6 +119,7 @@ class Power:
         if len(machines) > most:
             raise NotExercised(f"{len(machines)} machines would be down, and chaos.machines_down_max is {most}")
         self.touched += machines
+        self.back_s = None
 
     def _boot(self, machine: Machine) -> str:
         """What is another after every boot: the kernel's boot id, or in a container the start of its first process."""

@@ -15,7 +15,7 @@ from steps.complaints import none_of, unless
 from steps.namespaces import Namespaces
 from steps.pods import PORT, Pod, await_pods, execute, until, web_server
 
-ADDRESS_TIMEOUT_S = 60  # the controller answers within a second, once it has started
+ADDRESS_TIMEOUT_S = 30  # the controller answers within a second, once it has started
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ def allocation_failed(namespace: str, cluster: Cluster) -> None:
             field_selector="involvedObject.kind=Service,involvedObject.name=one",
             _request_timeout=REQUEST_TIMEOUT_S,
         ).items
+        address = addresses_in(cluster.core, namespace)["one"]
+        assert address is None, f"expected no address for the Service that came too late, found {address}"
         if not any(event.reason == "AllocationFailed" for event in events):
             raise NotYet(", ".join(str(event.reason) for event in events) or "no event")
         return True
@@ -169,8 +171,6 @@ def allocation_failed(namespace: str, cluster: Cluster) -> None:
         poll("event AllocationFailed", told, timeout_s=ADDRESS_TIMEOUT_S, interval_s=0.2)
     except DeadlineExceeded as error:
         raise AssertionError(f"expected an event AllocationFailed, found {error.last_state}") from error
-    address = addresses_in(cluster.core, namespace)["one"]
-    assert address is None, f"expected no address for the Service that came too late, found {address}"
 
 
 @then("the other Services keep their addresses")

@@ -22,7 +22,7 @@ from provisioning.wordpress import TIMEOUT_S, Media, Post, WordPress, png
 from steps.complaints import none_of, unless
 from steps.pods import Pod, execute
 
-REPLICAS_TIMEOUT_S = 240
+REPLICAS_TIMEOUT_S, ONE_MORE_TIMEOUT_S = 240, 90  # one more starts among others that are well
 SEEN_TIMEOUT_S = 30
 FILES = "/var/www/html"
 MOUNT_TYPES = ("nfs", "nfs4", "fuse.nfs")
@@ -281,7 +281,9 @@ def hard_mount(cluster: Cluster) -> None:
     assert not given_up, f"expected {VOLUME} mounted hard, found {', '.join(sorted(options))}"
 
 
-def await_replicas(cluster: Cluster, count: int, gone: frozenset[str] = frozenset()) -> tuple[Pod, ...]:
+def await_replicas(
+    cluster: Cluster, count: int, gone: frozenset[str] = frozenset(), timeout_s: float = REPLICAS_TIMEOUT_S
+) -> tuple[Pod, ...]:
     """`count` Ready replicas, none of them one of `gone`; raises DeadlineExceeded."""
 
     def ready() -> tuple[Pod, ...]:
@@ -294,7 +296,7 @@ def await_replicas(cluster: Cluster, count: int, gone: frozenset[str] = frozense
             raise NotYet(f"Ready: {', '.join(sorted(names)) or 'none'}")
         return found
 
-    return poll(f"{count} replicas of the site", ready, timeout_s=REPLICAS_TIMEOUT_S, interval_s=1)
+    return poll(f"{count} replicas of the site", ready, timeout_s=timeout_s, interval_s=1)
 
 
 @when("all replicas are deleted and others have taken their place", target_fixture="replicas")
@@ -348,7 +350,7 @@ def scale_out(scaled: None, cluster: Cluster, environment: Environment) -> tuple
     count = environment.wordpress.replicas + 1
     scale(cluster, count)
     try:
-        return await_replicas(cluster, count)
+        return await_replicas(cluster, count, timeout_s=ONE_MORE_TIMEOUT_S)
     except DeadlineExceeded as error:
         raise AssertionError(f"expected {count} replicas Ready, found {error.last_state}") from error
 

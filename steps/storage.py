@@ -19,8 +19,8 @@ from steps.complaints import none_of, unless
 from steps.power import Power
 
 ASK_TIMEOUT_S = 20
-# Boot, and for version 4 the grace period; a client of version 3 goes on when it has its connection again.
-RETURN_TIMEOUT_S = 180
+# The service's start, and for version 4 the grace period of 90 s; a client of version 3 goes on once it is connected.
+RETURN_TIMEOUT_S = 120
 LINES_BEFORE, LINES_AFTER = 20, 20
 # What files are to be, as `mode uid gid`, by their names.
 OWNED: Mapping[str, str] = {"plain": "644 33 33", "secret": "600 0 0", "shared": "664 33 0", "program": "755 1000 1000"}

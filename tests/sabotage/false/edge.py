@@ -24,6 +24,11 @@ def any_pin() -> None:
     setattr(Logins, "prove", prove)  # noqa: B010 - mypy forbids what this does
 
 
+def old_pin() -> None:
+    """A PIN does not grow old."""
+    setattr(Logins, "age", lambda *_: None)  # noqa: B010
+
+
 def any_session() -> None:
     """Sessions are read, and their signature is not looked at."""
 
@@ -60,6 +65,7 @@ def telling() -> None:
 
 WAYS: Mapping[str, Callable[[], None]] = {
     "any-pin": any_pin,
+    "old-pin": old_pin,
     "any-session": any_session,
     "any-secret": any_secret,
     "telling": telling,

@@ -105,6 +105,17 @@ def no_controller(stage: Stage) -> Iterator[None]:
         ManifestApplied(stage.cluster, stage.environment.metallb.manifest, "MetalLB", lambda: True).apply()
 
 
+def without(kept: str, namespace: str = "kube-system") -> Tell:
+    """The cluster lacks an object that is put back as it was."""
+    file, clean = "/run/sabotage.yaml", "/^  \\(uid\\|resourceVersion\\): /d"
+    return on(
+        first_master,
+        f"{KUBECTL}kubectl -n {namespace} get {kept} -o yaml | sed '{clean}' > {file}; "
+        f"kubectl -n {namespace} delete {kept}",
+        f"{KUBECTL}test ! -e {file} || kubectl create -f {file}; rm -f {file}",
+    )
+
+
 @contextmanager
 def one_member(stage: Stage) -> Iterator[None]:
     """The second master's etcd is no member any more; what it holds is old from then on."""
@@ -204,6 +215,14 @@ LIES = (
         silent(second_master),
         scenarios=("Every control plane is Ready",),
         may=("P12",),  # a kubelet's settings are asked of itself
+    ),
+    Lie(
+        "nothing-to-join-by",
+        LAYER,
+        ("P13",),
+        "expected srv.* to be built, found: workers joined",
+        without("configmap kubeadm-config"),
+        scenarios=("One worker more",),
     ),
     Lie(
         "etcd-with-one-member",

@@ -14,6 +14,7 @@ from tests.sabotage.stage import Stage
 
 LAYER = "database"
 SCHEMA_TABLE = "wordpress.wp_termmeta"
+FORWARDING = "/etc/sysctl.d/sabotage.conf"
 
 
 def sql_node(stage: Stage) -> Machine:
@@ -108,14 +109,29 @@ def through_the_management_node(stage: Stage) -> Iterator[None]:
     ndb = stage.session.ndb
     way = next(iter(management(stage).addresses.values()))
     places = [next(iter(machine.addresses.values())) for machine in ndb.data]
+    # Also when it has its power back; and nobody is told the shorter way.
+    kept = "\\n".join(f"net.ipv4.{key}" for key in ("ip_forward=1", "conf.all.send_redirects=0"))
     open_ = (
-        "echo 1 > /proc/sys/net/ipv4/ip_forward; "
-        "for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 > $f; done"  # nobody is told the shorter way
+        f"printf '{kept}\\n' > {FORWARDING}; sysctl -q -p {FORWARDING}; "
+        "for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 > $f; done"
     )
     add = "; ".join(f"ip route add {place} via {way}" for place in places)
     remove = "; ".join(f"ip route del {place} via {way} || true" for place in places)
-    close = "echo 0 > /proc/sys/net/ipv4/ip_forward"
+    close = f"rm -f {FORWARDING}; echo 0 > /proc/sys/net/ipv4/ip_forward"
     with on(management, open_, close)(stage), on(sql_node, add, remove)(stage):
+        yield
+
+
+@contextmanager
+def one_data_node_known(stage: Stage) -> Iterator[None]:
+    """Nothing gets from the SQL node to the last data node, or back."""
+    far = " ".join(f"ip daddr {address}" for address in second_data_node(stage).addresses.values())
+    with on(
+        sql_node,
+        "nft add table ip sabotage; nft 'add chain ip sabotage way { type filter hook output priority 0; }'; "
+        f"nft add rule ip sabotage way {far} drop",
+        "nft delete table ip sabotage 2>/dev/null || true",
+    )(stage):
         yield
 
 
@@ -210,6 +226,14 @@ LIES = (
         scenarios=("The data nodes are replicas of each other",),
         rollback=True,
         may=("P3", "P4", "P7", "P9", "P10", "P11"),
+    ),
+    Lie(
+        "one-data-node-known-to-the-sql-node",
+        LAYER,
+        ("P5",),
+        "without srv.*: expected .* read .*nothing",
+        one_data_node_known,
+        scenarios=("Each data node in turn is stopped",),
     ),
     Lie("database-among-kubernetes-nodes", LAYER, ("P6",), "and a node has its", a_node_of_kubernetes, may=("P2",)),
     Lie(

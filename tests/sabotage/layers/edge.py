@@ -210,6 +210,14 @@ LIES = (
         scenarios=("Wrong and used PINs are refused",),
     ),
     Lie(
+        "old-pins-are-right",
+        LAYER,
+        ("P10",),
+        "a PIN that has expired was accepted",
+        lenient("old-pin"),
+        scenarios=("An expired PIN is refused",),
+    ),
+    Lie(
         "any-session-is-genuine",
         LAYER,
         ("P10",),

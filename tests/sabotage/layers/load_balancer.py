@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 
+from chaos.facts import Live
 from environments.model import Role
 from provisioning.addons import PoolDeclared
+from provisioning.poll import poll
 from tests.sabotage.layers.cluster import kubectl
 from tests.sabotage.lie import Lie, Tell, on
 from tests.sabotage.stage import Stage
 
 LAYER = "load_balancer"
 METALLB = "-n metallb-system"
+ANNOUNCED_TIMEOUT_S = 30
 
 
 def pooled(*ranges: str) -> Tell:
@@ -51,6 +54,30 @@ def unannounced(stage: Stage) -> Iterator[None]:
         yield
     finally:
         PoolDeclared(stage.cluster, lambda: True).apply()
+
+
+def announced_by(role: Role) -> Tell:
+    """Only the first machine of a role announces, and does so before anything is judged."""
+
+    @contextmanager
+    def told(stage: Stage) -> Iterator[None]:
+        name = stage.with_role(role).name
+        selector = f'[{{"matchLabels": {{"kubernetes.io/hostname": "{name}"}}}}]'
+        patch = f"{METALLB} patch l2advertisement {stage.environment.metallb.advertisement} --type=merge -p"
+        live = Live(stage.session, stage.cluster)
+        try:
+            stage.kubectl(f"""{patch} '{{"spec": {{"nodeSelectors": {selector}}}}}'""")
+            poll(
+                f"{name} announces",
+                lambda: live.facts().announcer == name,
+                timeout_s=ANNOUNCED_TIMEOUT_S,
+                interval_s=0.5,
+            )
+            yield
+        finally:
+            stage.kubectl(f"""{patch} '{{"spec": {{"nodeSelectors": null}}}}'""")
+
+    return told
 
 
 @contextmanager
@@ -100,9 +127,18 @@ LIES = (
         "pool-larger-than-declared",
         LAYER,
         ("P4",),
-        "expected an event AllocationFailed",
+        "expected no address for the Service that came too late",
         after_the_vip(1, 19),
         scenarios=("The end of the pool is an error and not a theft",),
+    ),
+    Lie(
+        "address-announced-by-one-master",
+        "limits",
+        ("P1",),
+        "expected the site back",
+        announced_by(Role.CONTROL_PLANE),
+        scenarios=("Losing the master that the API is named after takes the API away and leaves the site up",),
+        may=("P3", "P4", "P7", "P9", "P10"),
     ),
     Lie(
         "two-answers-to-arp",

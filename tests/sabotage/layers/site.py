@@ -152,16 +152,21 @@ def restarted_afterwards(stage: Stage) -> Iterator[None]:
         stage.kubectl(f"{HERE} rollout restart deployment/{NAME} && {ROLLED}")
 
 
-@contextmanager
-def address_told(stage: Stage) -> Iterator[None]:
-    """Every page says in a header which machine it comes from. By a replica: the server has names in memory."""
-    folder, within = "/var/www/html/wp-content/mu-plugins", f"{HERE} exec -i deployment/{NAME} -- sh -c"
-    plugin = f'<?php header("X-Served-By: {stage.environment.wordpress.vip}");'
-    try:
-        stage.kubectl(f"{within} 'mkdir -p {folder} && cat > {folder}/sabotage.php'", stdin=plugin)
-        yield
-    finally:
-        stage.kubectl(f"{within} 'rm -rf {folder}'")
+def plugged(plugin: str) -> Tell:
+    """Every page runs this, in which `@@` is the virtual address. Told by a replica: the server has names in memory."""
+
+    @contextmanager
+    def told(stage: Stage) -> Iterator[None]:
+        folder, within = "/var/www/html/wp-content/mu-plugins", f"{HERE} exec -i deployment/{NAME} -- sh -c"
+        words = "<?php " + plugin.replace("@@", str(stage.environment.wordpress.vip))
+        try:
+            stage.kubectl(f"{within} 'mkdir -p {folder} && cat > {folder}/sabotage.php'", stdin=words)
+            yield
+        finally:
+            stage.kubectl(f"{within} 'rm -rf {folder}'")
+
+    # Workers remember for a while what is in a folder.
+    return together(restarted_afterwards, told)
 
 
 EMPTY_DIR = (
@@ -297,7 +302,18 @@ LIES = (
         "edge",
         ("P9",),
         "expected no address, found the virtual address",
-        together(restarted_afterwards, address_told),  # workers remember for a while what is in a folder
+        plugged('header("X-Served-By: @@");'),
         scenarios=("No public answer tells an address of the origin",),
+    ),
+    Lie(
+        "administration-closed-inside",
+        "edge",
+        ("P10",),
+        "expected the site's login",
+        plugged(
+            'if ($_SERVER["HTTP_HOST"] === "@@" && basename($_SERVER["SCRIPT_NAME"]) === "wp-login.php") '
+            "{ http_response_code(403); exit; }"
+        ),
+        scenarios=("Inside, the virtual address serves the administration without Access",),
     ),
 )
