@@ -37,6 +37,7 @@ def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[Non
 
     The time counts from the power's return: a scenario that has waited all of it in vain is not followed by as much.
     """
+    _ = cluster.api  # read now: the machine that holds its key may be the one that is cut
     yield
     power.heal()
     left_s = WHOLE_TIMEOUT_S - (time.monotonic() - (power.back_s or time.monotonic()))
