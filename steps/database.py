@@ -196,8 +196,8 @@ def stop_each_in_turn(table: str, ndb: Ndb, database: Database) -> dict[str, tup
     readings = {}
     for number, machine in enumerate(ndb.data):
         said = secrets.token_hex(8)
-        database.as_site(f"INSERT INTO {table} VALUES ({number}, '{said}')")
         try:
+            database.as_site(f"INSERT INTO {table} VALUES ({number}, '{said}')")
             ndb.stop(machine)
             rows = database.as_site(f"SELECT said FROM {table} WHERE id = {number}")
         except ActionFailed as error:
