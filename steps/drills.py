@@ -7,7 +7,7 @@ import random
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -145,11 +145,16 @@ for _drill in DRILLS.values():
     _defined(_drill)
 
 
-def require(finding: Finding) -> None:
-    """Proven is silent; refuted is an assertion's, and anything else is no verdict: raises Unjudged."""
+def require(finding: Finding, course: Sequence[Finding] = ()) -> None:
+    """Proven is silent; refuted is an assertion's, and anything else is no verdict: raises Unjudged.
+
+    What is wrong with the drill's `course` is told first: a drill that ended early is why the rest is not known.
+    """
     if finding.verdict is Verdict.REFUTED:
         raise AssertionError(finding.reason)
     if finding.verdict is not Verdict.PROVEN:
+        for told in course:
+            require(told)
         raise Unjudged(finding.reason)
 
 
@@ -165,7 +170,7 @@ def within(judgement: Judgement, layers: tuple[str, ...], *, at_all: bool = True
         assert layer.allowed is not None
         if not at_all and (layer.allowed.seconds or layer.allowed.back_s):
             raise Unjudged(f"{layer.layer} may be away in this drill: {layer.allowed.formula}")
-        require(layer.finding)
+        require(layer.finding, judgement.course)
 
 
 @then("visitors are served again within the time that the target's timers allow")
@@ -275,7 +280,7 @@ def kept(judgement: Judgement, layers: tuple[str, ...], window_s: float = 0.0) -
         sort = layer.removeprefix("write/")
         if sort not in sorts:
             raise Unjudged(f"no write ({sort}) was tried")
-        require(sorts[sort].finding)
+        require(sorts[sort].finding, judgement.course)
 
 
 @then("the target is whole again by itself")

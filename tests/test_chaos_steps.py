@@ -14,7 +14,7 @@ from chaos.drills import DRILLS, Drill
 from chaos.judgement import Judgement, LayerJudgement, Strike
 from chaos.outage import Outage
 from chaos.writes import Account
-from steps.drills import Unjudged, away, within
+from steps.drills import Unjudged, away, within, writes_kept
 from tests.test_chaos_fault import budgets
 from tests.test_house_rules import FEATURES
 
@@ -81,3 +81,13 @@ def test_what_was_back_before_the_heal_was_not_away_until_it() -> None:
     )
     with pytest.raises(AssertionError, match="it was back before"):
         away(replace(said, layers=early), ("sql",))
+
+
+def test_what_ended_a_drill_early_is_told_before_what_is_therefore_not_known() -> None:
+    said = kept(DRILLS["kubelet-stopped"])
+    unknown = tuple(replace(account, looked_for=False) for account in said.writes)
+    ended = Finding(Verdict.UNKNOWN, "the drill ended early: healing failed")
+    with pytest.raises(Unjudged, match="never looked for"):
+        writes_kept(replace(said, writes=unknown))
+    with pytest.raises(Unjudged, match="healing failed"):
+        writes_kept(replace(said, writes=unknown, course=(ended,)))

@@ -250,6 +250,7 @@ LIES = (
         "expected every member back",
         unit_disabled(Role.NDB_DATA, "ndbmtd", -1),
         scenarios=("All machines of the database lose their power at once",),
+        may=("P12",),
     ),
     Lie(
         "grants-too-wide",
@@ -311,6 +312,7 @@ LIES = (
         "expected the site back",
         unit_disabled(Role.NDB_SQL, "mysql"),
         scenarios=("Losing the SQL node takes the site down and loses nothing",),
+        may=("P12",),
     ),
     Lie(
         "data-by-way-of-the-management-node",

@@ -311,5 +311,6 @@ LIES = (
             "The connector's machine is rebooted",
             "Losing the connector takes the public host away and leaves the inside",
         ),
+        may=("P12",),
     ),
 )

@@ -101,6 +101,7 @@ LIES = (
         "expected the writer to go on within",
         unit_disabled(Role.NFS, UNIT),
         scenarios=("The file server loses its power while a worker writes",),
+        may=("P12",),
     ),
     Lie(
         "a-mount-helper-that-mounts-nothing",
