@@ -158,6 +158,7 @@ def lines(with_cold: bool) -> list[tuple[str, Callable[[], float], str, str]]:
         ("front page at the VIP, one client, p50", lambda: measured("front_page_ms"), "ms", "≤ 100 ms"),
         ("front pages a second at the VIP", lambda: measured("front_pages_per_s"), "/s", "≥ 25 /s"),
         ("prober, 20 questions a second to each of ten layers", lambda: measured("prober_percent"), "%", "≤ 10 %"),
+        ("  with the SSH clients by which it asks", lambda: measured("prober_and_clients_percent"), "%", ""),
         ("  all ten of them a page over a new connection", lambda: measured("prober_pages_percent"), "%", ""),
         ("  the same on loopback, without the lab's network", measures.prober_own_percent, "%", ""),
         ("second build, nothing to change", lambda: timed([PYTHON, "-m", "provisioning"]), "s", "≤ 20 s"),

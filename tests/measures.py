@@ -113,14 +113,19 @@ def nodes_memory_gib(session: Session) -> float:
     return sum(int(session.shell.check(machine, used_kib)) for machine in machines) / 2**20
 
 
-def prober_percent(session: Session) -> float:
+def prober_percent(session: Session, *, with_clients: bool = False) -> float:
     """Of one core, what the probing process takes at 20 questions a second to each of ten layers of the target.
 
     The layers are those of a drill, one of each kind: two of SQL or of the replicas would be the same question again.
     """
     asked = questions(session, session.cluster, Live(session, session.cluster).facts(), ()).questions
     one_each = {question.layer.partition("/srv")[0]: question for question in asked if "page/" not in question.layer}
-    return _prober_percent([question for layer, question in one_each.items() if layer != "nfs"])
+    return _prober_percent([question for layer, question in one_each.items() if layer != "nfs"], with_clients)
+
+
+def prober_and_clients_percent(session: Session) -> float:
+    """As `prober_percent`, with the SSH clients by which it asks on machines."""
+    return prober_percent(session, with_clients=True)
 
 
 def prober_pages_percent(session: Session) -> float:
@@ -138,7 +143,7 @@ def _pages(host: str, port: int) -> list[probe.Page]:
     return [probe.Page(layer=f"page{n}", host=host, port=port, path=PATH) for n in range(LAYERS)]
 
 
-def _prober_percent(asked: Sequence[probe.AnyQuestion]) -> float:
+def _prober_percent(asked: Sequence[probe.AnyQuestion], with_clients: bool = False) -> float:
     layers = tuple(question.model_copy(update={"interval_s": INTERVAL_S}) for question in asked)
     if len(layers) != LAYERS:
         raise ValueError(f"expected {LAYERS} layers, found {', '.join(question.layer for question in layers)}")
@@ -146,13 +151,20 @@ def _prober_percent(asked: Sequence[probe.AnyQuestion]) -> float:
         file = Path(folder) / "probes.jsonl"
         with helper("chaos.probe", probe.Plan(questions=layers), file) as process:
             poll("answers", lambda: file.exists() and file.stat().st_size > 0, timeout_s=30, interval_s=0.1)
-            before_s, began_s, asked_before = _cpu_s(process.pid), time.monotonic(), file.read_bytes().count(b"\n")
+            counted = [process.pid, *(_children(process.pid) if with_clients else ())]
+            before_s, began_s = sum(map(_cpu_s, counted)), time.monotonic()
+            asked_before = file.read_bytes().count(b"\n")
             threading.Event().wait(BUSY_S)
-            took_s = time.monotonic() - began_s
+            took_s, busy_s = time.monotonic() - began_s, sum(map(_cpu_s, counted)) - before_s
             share = (file.read_bytes().count(b"\n") - asked_before) * INTERVAL_S / (took_s * LAYERS)
             if share < ASKED_MIN:
                 raise ValueError(f"the prober asked {share:.0%} of its questions: what it takes for all is not known")
-            return 100 * (_cpu_s(process.pid) - before_s) / took_s
+            return 100 * busy_s / took_s
+
+
+def _children(pid: int) -> list[int]:
+    told = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for line in told for child in line.split()]
 
 
 def _cpu_s(pid: int) -> float:
@@ -170,6 +182,7 @@ MEASURES: dict[str, Callable[[Session], float]] = {
         cold_start_s,
         nodes_memory_gib,
         prober_percent,
+        prober_and_clients_percent,
         prober_pages_percent,
     )
 }

@@ -125,11 +125,11 @@ def through_the_management_node(stage: Stage) -> Iterator[None]:
 @contextmanager
 def one_data_node_known(stage: Stage) -> Iterator[None]:
     """Nothing gets from the SQL node to the last data node, or back."""
-    far = " ".join(f"ip daddr {address}" for address in second_data_node(stage).addresses.values())
+    far = ", ".join(map(str, second_data_node(stage).addresses.values()))
     with on(
         sql_node,
         "nft add table ip sabotage; nft 'add chain ip sabotage way { type filter hook output priority 0; }'; "
-        f"nft add rule ip sabotage way {far} drop",
+        f"nft 'add rule ip sabotage way ip daddr {{ {far} }} drop'",
         "nft delete table ip sabotage 2>/dev/null || true",
     )(stage):
         yield
