@@ -25,7 +25,7 @@ from steps.complaints import none_of, unless
 from steps.power import Power
 
 PIN_TIMEOUT_S, NO_PIN_S = 30, 3
-PUBLIC_TIMEOUT_S, DIALLED_TIMEOUT_S = 15, 90  # a connector that has just started has the time to dial in
+PUBLIC_TIMEOUT_S, DIALLED_TIMEOUT_S = 15, 60  # a connector that has just started has the time to dial in
 PIN_LIFE_MIN = 10
 SSH_PORT = 22
 # SSH, HTTP, HTTPS, rpcbind, etcd, NFS, MySQL, Kubernetes and kubelet.
