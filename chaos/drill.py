@@ -4,6 +4,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,8 +202,11 @@ class Run:
             self.say(f"healed what an earlier run left: {line}")
         try:
             self._await_whole(HEALTHY_TIMEOUT_S)
-            sweep(self.session)
-            return self._live.facts(), self._live.timers()
+            with ThreadPoolExecutor() as pool:  # a second or two each, and none of them asks what another does
+                swept = pool.submit(sweep, self.session)
+                facts, timers = pool.submit(self._live.facts), pool.submit(self._live.timers)
+                swept.result()
+                return facts.result(), timers.result()
         except SILENT as error:
             raise Refused(f"the target is not healthy, so nothing is broken on top of it: {error}") from error
 
@@ -282,7 +286,7 @@ class Run:
                 raise NotYet(f"not asked yet: {', '.join(sorted(missing))}")
             return len(written) == sorts
 
-        poll("probes and workload at work", heard, timeout_s=BEGIN_TIMEOUT_S, interval_s=1)
+        poll("probes and workload at work", heard, timeout_s=BEGIN_TIMEOUT_S, interval_s=0.2)
 
     def _await_steady(self, recorder: Recorder, intervals_s: Mapping[str, float]) -> None:
         """Until a whole phase went by in which all were answered; raises DeadlineExceeded with who was not."""
