@@ -92,8 +92,10 @@ def await_pods(core: client.CoreV1Api, namespace: str, count: int) -> tuple[Pod,
 
 def execute(core: client.CoreV1Api, namespace: str, pod: str, argv: list[str]) -> Output:
     """Run `argv` in a Pod's first container; raises ApiException, or DeadlineExceeded when it does not end."""
+    # While it connects, `stream` has its client ask all it is asked by websocket: whoever shares that one goes astray.
+    own = client.CoreV1Api(client.ApiClient(core.api_client.configuration))
     connection = stream(
-        core.connect_get_namespaced_pod_exec,
+        own.connect_get_namespaced_pod_exec,
         pod,
         namespace,
         command=argv,
