@@ -31,6 +31,7 @@ from provisioning.machines import (
 )
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session, open_session
+from tests.processes import children
 from tests.ruler import quiet
 
 WARM_UP, VISITS = 30, 200
@@ -151,7 +152,7 @@ def _prober_percent(asked: Sequence[probe.AnyQuestion], with_clients: bool = Fal
         file = Path(folder) / "probes.jsonl"
         with helper("chaos.probe", probe.Plan(questions=layers), file) as process:
             poll("answers", lambda: file.exists() and file.stat().st_size > 0, timeout_s=30, interval_s=0.1)
-            counted = [process.pid, *(_children(process.pid) if with_clients else ())]
+            counted = [process.pid, *(children(process.pid) if with_clients else ())]
             before_s, began_s = sum(map(_cpu_s, counted)), time.monotonic()
             asked_before = file.read_bytes().count(b"\n")
             threading.Event().wait(BUSY_S)
@@ -160,11 +161,6 @@ def _prober_percent(asked: Sequence[probe.AnyQuestion], with_clients: bool = Fal
             if share < ASKED_MIN:
                 raise ValueError(f"the prober asked {share:.0%} of its questions: what it takes for all is not known")
             return 100 * busy_s / took_s
-
-
-def _children(pid: int) -> list[int]:
-    told = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for line in told for child in line.split()]
 
 
 def _cpu_s(pid: int) -> float:

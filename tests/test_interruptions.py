@@ -22,6 +22,7 @@ from lab.paths import Paths
 from provisioning.kubeadm import MARKER
 from provisioning.poll import poll
 from tests.live_lab import ROOT, api, build, in_lab
+from tests.processes import children
 
 pytestmark = [pytest.mark.lab, pytest.mark.faults]
 # Where a run is cut off; each in turn by Ctrl-C and by kill -9.
@@ -133,9 +134,7 @@ def _kill_mirror() -> None:
     """End the daemon's child that serves packages; the daemon starts another."""
     owner = live_owner(Paths.default())
     assert owner
-    children = Path(f"/proc/{owner.pid}/task").glob("*/children")
-    pids = [int(pid) for listed in children for pid in listed.read_text().split()]
-    (mirror,) = [pid for pid in pids if b"lab.mirror" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (mirror,) = [pid for pid in children(owner.pid) if b"lab.mirror" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(mirror, signal.SIGKILL)
 
 

@@ -24,6 +24,7 @@ from load.plan import Plan
 from load.record import LINE, Header, read
 from load.run import Incomplete, Refused, Where, check, free_port, place, run
 from provisioning.poll import poll
+from tests.processes import children
 from tests.served import served
 from tests.test_load import HEADER, LAB, plan
 
@@ -278,11 +279,6 @@ def test_a_run_whose_command_is_killed_ends_and_keeps_what_was_counted(tmp_path:
     assert len(pids) == 2
     poll("no generator", lambda: not any(b"generator" in cmdline(pid) for pid in pids), timeout_s=60)
     assert summary(read(tmp_path / "run")).incomplete == "whoever started it is gone"
-
-
-def children(pid: int) -> list[int]:
-    told = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(word) for text in told for word in text.split()]
 
 
 def cmdline(pid: int) -> bytes:

@@ -22,6 +22,7 @@ from chaos.ledger import PREFIX, TABLE_PREFIX
 from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 from tests.live_lab import ROOT
+from tests.processes import children
 
 pytestmark = pytest.mark.lab
 # One of each way to break and to heal: the hypervisor's, a script's with its timer, two machines at once, a cable.
@@ -129,9 +130,8 @@ def killed_when_struck(runner: "subprocess.Popen[bytes]", target: Session) -> No
 
 
 def healers(runner: int) -> list[int]:
-    """The processes that watch over a drill: those of its children (proc(5)) that were started to."""
-    children = Path(f"/proc/{runner}/task/{runner}/children").read_text().split()
-    found = [int(pid) for pid in children if b"chaos.healer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    """The processes that watch over a drill: those of its children that were started to."""
+    found = [pid for pid in children(runner) if b"chaos.healer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(found) == 1, f"expected one healer, found {found}"
     return found
 
