@@ -39,8 +39,7 @@ def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[Non
     """
     _ = cluster.api  # read now: the machine that holds its key may be the one that is cut
     yield
-    power.heal()
-    left_s = WHOLE_TIMEOUT_S - (time.monotonic() - (power.back_s or time.monotonic()))
+    until_s = power.heal() + WHOLE_TIMEOUT_S
     names = {machine.name for machine in target.environment.cluster_machines}
 
     def whole() -> bool:
@@ -52,7 +51,7 @@ def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[Non
             raise NotYet("; ".join(found))
         return answers(target.environment)
 
-    poll("a whole target", whole, timeout_s=max(1.0, left_s), interval_s=1)
+    poll("a whole target", whole, timeout_s=max(1.0, until_s - time.monotonic()), interval_s=1)
     target.ndb.await_members(target.ndb.members)
     await_replicas(cluster, target.environment.wordpress.replicas)
 

@@ -67,15 +67,12 @@ def read_budget(cluster: Cluster, control_plane: Machine, worker: Machine) -> Bu
 
 @dataclass
 class Power:
-    """The power of machines; knows what it took away, to give it back whatever happens.
-
-    `back_s`: since when everything touched could be entered again (monotonic clock); None while it may be away.
-    """
+    """The power of machines; knows what it took away, to give it back whatever happens."""
 
     target: Session
     hypervisor: Hypervisor
     touched: list[Machine] = field(default_factory=list)
-    back_s: float | None = None
+    _back_s: float | None = field(default=None, init=False)
 
     def cut(self, machines: tuple[Machine, ...]) -> None:
         """Cut the power of all at once; raises NotExercised when the environment permits fewer."""
@@ -94,10 +91,14 @@ class Power:
         """Start what was touched and is stopped; raises HypervisorError."""
         in_parallel(self.touched, self._give_one)
 
-    def heal(self) -> None:
-        """Give the power back and wait until everything touched can be entered; raises DeadlineExceeded."""
+    def heal(self) -> float:
+        """Give the power back and wait until everything touched can be entered; raises DeadlineExceeded.
+
+        Returns since when it can (monotonic clock): healed already, it was then.
+        """
         in_parallel(self.touched, self._heal_one)
-        self.back_s = self.back_s or time.monotonic()
+        self._back_s = self._back_s or time.monotonic()
+        return self._back_s
 
     def _give_one(self, machine: Machine) -> None:
         if self.hypervisor.power(machine.vmid) == "stopped":
@@ -119,7 +120,7 @@ class Power:
         if len(machines) > most:
             raise NotExercised(f"{len(machines)} machines would be down, and chaos.machines_down_max is {most}")
         self.touched += machines
-        self.back_s = None
+        self._back_s = None
 
     def _boot(self, machine: Machine) -> str:
         """What is another after every boot: the kernel's boot id, or in a container the start of its first process."""
