@@ -105,13 +105,12 @@ def no_controller(stage: Stage) -> Iterator[None]:
         ManifestApplied(stage.cluster, stage.environment.metallb.manifest, "MetalLB", lambda: True).apply()
 
 
-def without(kept: str, namespace: str = "kube-system") -> Tell:
-    """The cluster lacks an object that is put back as it was."""
+def without(kept: str) -> Tell:
+    """The cluster lacks an object of its own, which is put back as it was."""
     file, clean = "/run/sabotage.yaml", "/^  \\(uid\\|resourceVersion\\): /d"
     return on(
         first_master,
-        f"{KUBECTL}kubectl -n {namespace} get {kept} -o yaml | sed '{clean}' > {file}; "
-        f"kubectl -n {namespace} delete {kept}",
+        f"{KUBECTL}kubectl {SYSTEM} get {kept} -o yaml | sed '{clean}' > {file}; kubectl {SYSTEM} delete {kept}",
         f"{KUBECTL}test ! -e {file} || kubectl create -f {file}; rm -f {file}",
     )
 

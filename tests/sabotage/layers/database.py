@@ -109,11 +109,9 @@ def through_the_management_node(stage: Stage) -> Iterator[None]:
     ndb = stage.session.ndb
     way = next(iter(management(stage).addresses.values()))
     places = [next(iter(machine.addresses.values())) for machine in ndb.data]
-    # Also when it has its power back; and nobody is told the shorter way.
-    kept = "\\n".join(f"net.ipv4.{key}" for key in ("ip_forward=1", "conf.all.send_redirects=0"))
     open_ = (
-        f"printf '{kept}\\n' > {FORWARDING}; sysctl -q -p {FORWARDING}; "
-        "for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 > $f; done"
+        f"echo net.ipv4.ip_forward=1 > {FORWARDING}; sysctl -q -p {FORWARDING}; "  # also when it has its power back
+        "for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 > $f; done"  # nobody is told the shorter way
     )
     add = "; ".join(f"ip route add {place} via {way}" for place in places)
     remove = "; ".join(f"ip route del {place} via {way} || true" for place in places)

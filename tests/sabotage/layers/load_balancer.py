@@ -1,8 +1,10 @@
 """Lies about virtual addresses: the pool, who announces them, and what answers ARP."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from typing import Any
 
 from chaos.facts import Live
 from environments.model import Role
@@ -56,28 +58,26 @@ def unannounced(stage: Stage) -> Iterator[None]:
         PoolDeclared(stage.cluster, lambda: True).apply()
 
 
-def announced_by(role: Role) -> Tell:
-    """Only the first machine of a role announces, and does so before anything is judged."""
+@contextmanager
+def by_one_master(stage: Stage) -> Iterator[None]:
+    """Only the first master announces, and does so before anything is judged."""
+    name, live = stage.with_role(Role.CONTROL_PLANE).name, Live(stage.session, stage.cluster)
 
-    @contextmanager
-    def told(stage: Stage) -> Iterator[None]:
-        name = stage.with_role(role).name
-        selector = f'[{{"matchLabels": {{"kubernetes.io/hostname": "{name}"}}}}]'
-        patch = f"{METALLB} patch l2advertisement {stage.environment.metallb.advertisement} --type=merge -p"
-        live = Live(stage.session, stage.cluster)
-        try:
-            stage.kubectl(f"""{patch} '{{"spec": {{"nodeSelectors": {selector}}}}}'""")
-            poll(
-                f"{name} announces",
-                lambda: live.facts().announcer == name,
-                timeout_s=ANNOUNCED_TIMEOUT_S,
-                interval_s=0.5,
-            )
-            yield
-        finally:
-            stage.kubectl(f"""{patch} '{{"spec": {{"nodeSelectors": null}}}}'""")
+    def select(nodes: Sequence[dict[str, Any]] | None) -> None:
+        patch = json.dumps({"spec": {"nodeSelectors": nodes}})
+        stage.kubectl(
+            f"{METALLB} patch l2advertisement {stage.environment.metallb.advertisement} --type=merge -p '{patch}'"
+        )
 
-    return told
+    def announces() -> bool:
+        return live.owners()["announcer"] == name
+
+    try:
+        select([{"matchLabels": {"kubernetes.io/hostname": name}}])
+        poll(f"{name} announces", announces, timeout_s=ANNOUNCED_TIMEOUT_S, interval_s=0.5)
+        yield
+    finally:
+        select(None)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ LIES = (
         "limits",
         ("P1",),
         "expected the site back",
-        announced_by(Role.CONTROL_PLANE),
+        by_one_master,
         scenarios=("Losing the master that the API is named after takes the API away and leaves the site up",),
         may=("P3", "P4", "P7", "P9", "P10"),
     ),
