@@ -111,13 +111,13 @@ def test_status_snapshot_and_rollback(lab: Lab) -> None:
     assert lab.command("status").returncode == 1
     lab.start()
     assert "alone" in lab.command("status").stdout
-    lab.command("exec", "alone", "--", "sh", "-c", "echo one > /root/file")
+    lab.command("exec", "alone", "--", "sh", "-c", "echo one > /srv/file")
     assert lab.command("snapshot", "first").returncode == 0
-    lab.command("exec", "alone", "--", "sh", "-c", "echo two > /root/file")
+    lab.command("exec", "alone", "--", "sh", "-c", "echo two > /srv/file")
     assert "nothing was changed" in lab.command("rollback", "second").stderr
     done = lab.command("rollback", "first")
     assert done.returncode == 0, done.stderr
-    assert lab.command("exec", "alone", "--", "cat", "/root/file").stdout == "one\n"
+    assert lab.command("exec", "alone", "--", "cat", "/srv/file").stdout == "one\n"
 
 
 def test_a_second_lab_is_refused_by_name(lab: Lab) -> None:

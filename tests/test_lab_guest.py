@@ -158,7 +158,7 @@ def test_a_clone_boots_as_a_machine_of_its_own(world: World) -> None:
     assert first[2] != second[2]
     assert first[-1] != second[-1]
     assert world.run(101, "su debian -c 'sudo -n id -u'").strip() == "0"
-    assert world.run(101, "stat -c '%a %U' /home/debian/.ssh /home/debian/.ssh/authorized_keys").splitlines() == [
+    assert world.run(101, "stat -c '%a %U' ~debian/.ssh ~debian/.ssh/authorized_keys").splitlines() == [
         "700 debian",
         "600 debian",
     ]
@@ -234,25 +234,25 @@ def test_poweroff_from_inside_ends_in_stopped(world: World) -> None:
 
 def test_what_is_written_stays_and_a_rollback_takes_it_back(world: World) -> None:
     world.ensure(102)
-    world.run(102, "echo one > /root/file; echo one > /mnt/file; rm /etc/issue; rm -r /etc/skel; mkdir /etc/skel")
+    world.run(102, "echo one > /srv/file; echo one > /mnt/file; rm /etc/issue; rm -r /etc/skel; mkdir /etc/skel")
     world.drive("snapshot", 102, "s1")
-    world.run(102, "echo two > /root/file; echo two > /mnt/file; touch /etc/issue")
+    world.run(102, "echo two > /srv/file; echo two > /mnt/file; touch /etc/issue")
     world.drive("stop", 102)
     world.ensure(102)
-    assert world.run(102, "cat /root/file /mnt/file").split() == ["two", "two"]
+    assert world.run(102, "cat /srv/file /mnt/file").split() == ["two", "two"]
     with pytest.raises(DriverError, match="running"):
         world.drive("rollback", 102, "s1")
     world.drive("stop", 102)
     world.drive("rollback", 102, "s1")
     world.ensure(102)
-    assert world.run(102, "cat /root/file /mnt/file; test ! -e /etc/issue").split() == ["one", "one"]
+    assert world.run(102, "cat /srv/file /mnt/file; test ! -e /etc/issue").split() == ["one", "one"]
     # Once more, for what was not copied the first time is not to be shared with the snapshot.
-    world.run(102, "sed -i s/Debian/NAIBED/ /usr/lib/os-release; echo one > /root/file; printf two >> /mnt/file")
+    world.run(102, "sed -i s/Debian/NAIBED/ /usr/lib/os-release; echo one > /srv/file; printf two >> /mnt/file")
     world.run(102, "rmdir /etc/skel")
     world.drive("stop", 102)
     world.drive("rollback", 102, "s1")
     world.ensure(102)
-    again = world.run(102, "cat /root/file /mnt/file; grep NAIBED /usr/lib/os-release; ls /etc/skel && ls -A /etc/skel")
+    again = world.run(102, "cat /srv/file /mnt/file; grep NAIBED /usr/lib/os-release; ls /etc/skel && ls -A /etc/skel")
     assert again.split() == ["one", "one"]
     world.drive("delete_snapshot", 102, "s1")
 
