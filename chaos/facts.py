@@ -64,18 +64,16 @@ class Live:
     def facts(self) -> Facts:
         """Who has which part; raises ApiException, ActionFailed, HypervisorError and NotExercised."""
         environment = self.session.environment
-        pods = self.cluster.core.list_namespaced_pod(
-            NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
-        )
-        arbitrator = self.session.database.query("SELECT DISTINCT arbitrator FROM ndbinfo.membership")
-        ndb, number = self.session.ndb, int(arbitrator[0][0]) if arbitrator else 0
+        with ThreadPoolExecutor() as pool:  # listening for ARP alone takes two seconds
+            announcers, arbitrator = pool.submit(self._announcers), pool.submit(self._arbitrator)
+            leader, replicas = pool.submit(self._etcd_leader), pool.submit(self._replicas_on)
         return Facts(
             environment.machines,
             environment.kubernetes.control_plane_endpoint,
-            announcer=next(iter(self._announcers()), None),
-            arbitrator=next((m.name for m in ndb.members if number and ndb.node_id(m) == number), None),
-            etcd_leader=self._etcd_leader(),
-            replicas=Counter(pod.spec.node_name for pod in pods.items if pod.spec.node_name),
+            announcer=next(iter(announcers.result()), None),
+            arbitrator=arbitrator.result(),
+            etcd_leader=leader.result(),
+            replicas=replicas.result(),
         )
 
     def timers(self) -> Timers:
@@ -105,6 +103,17 @@ class Live:
             dns_ttl_s=dns_ttl_s(names.data["Corefile"]),
             access_session_s=self._access_session_s(),
         )
+
+    def _arbitrator(self) -> str | None:
+        told = self.session.database.query("SELECT DISTINCT arbitrator FROM ndbinfo.membership")
+        ndb, number = self.session.ndb, int(told[0][0]) if told else 0
+        return next((m.name for m in ndb.members if number and ndb.node_id(m) == number), None)
+
+    def _replicas_on(self) -> Counter[str]:
+        pods = self.cluster.core.list_namespaced_pod(
+            NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
+        )
+        return Counter(pod.spec.node_name for pod in pods.items if pod.spec.node_name)
 
     def _access_session_s(self) -> float:
         """How long a login of the administration lasts; nothing where no application guards it."""

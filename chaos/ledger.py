@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Iterable
 
 from chaos.history import Found
 from environments.model import Environment, Role
@@ -36,21 +37,20 @@ class Ledger:
     def read(self) -> list[Found]:
         """What is there, with the digest of what is there, not of what was said to be; raises ActionFailed."""
         schema = self._database.site.database
-        rows = self._database.query(f"SELECT name, SHA2(payload, 256) FROM {schema}.{self.table}")
-        posts = self._database.query(
-            f"SELECT SUBSTRING(post_title, {len(self.mark) + 1}), SHA2(post_content, 256) FROM {schema}.wp_posts "
+        told = self._database.query(
+            f"SELECT 'row', name, SHA2(payload, 256) FROM {schema}.{self.table}; "
+            f"SELECT 'post', SUBSTRING(post_title, {len(self.mark) + 1}), SHA2(post_content, 256) "
+            f"FROM {schema}.wp_posts "
             f"WHERE post_title LIKE {quoted(self.mark + '%')} AND post_type = 'post' AND post_status = 'publish'"
         )
         return [
-            *(Found(sort="row", name=name, digest=digest) for name, digest in rows),
-            *(Found(sort="post", name=name, digest=digest) for name, digest in posts),
+            *(Found.model_validate({"sort": sort, "name": name, "digest": digest}) for sort, name, digest in told),
             *files(self._environment, self._shell, self.mark),
         ]
 
     def clear(self) -> None:
         """Leave nothing behind; raises ActionFailed."""
-        self._database.query(f"DROP TABLE IF EXISTS {self._database.site.database}.{self.table}")
-        _forget(self._database, self._environment, self._shell, self.mark)
+        _forget(self._database, self._environment, self._shell, self.mark, [self.table])
 
 
 def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
@@ -69,21 +69,19 @@ def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
 def sweep(session: Session) -> None:
     """Clear what drills left that did not live to do it; raises ActionFailed."""
     database = session.database
-    schema = database.site.database
     left = database.query(
         "SELECT table_name FROM information_schema.tables "
-        f"WHERE table_schema = {quoted(schema)} AND table_name LIKE {quoted(TABLE_PREFIX + '%')}"
+        f"WHERE table_schema = {quoted(database.site.database)} AND table_name LIKE {quoted(TABLE_PREFIX + '%')}"
     )
-    for (table,) in left:
-        database.query(f"DROP TABLE IF EXISTS {schema}.{table}")
-    _forget(database, session.environment, session.shell, PREFIX)
+    _forget(database, session.environment, session.shell, PREFIX, [table for (table,) in left])
 
 
-def _forget(database: Database, environment: Environment, shell: Shell, mark: str) -> None:
-    """Posts and files with the mark, and what WordPress keeps beside them."""
+def _forget(database: Database, environment: Environment, shell: Shell, mark: str, tables: Iterable[str]) -> None:
+    """The tables, posts and files with the mark, and what WordPress keeps beside them."""
     schema = database.site.database
     database.query(
-        f"DELETE FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}; "
+        "".join(f"DROP TABLE IF EXISTS {schema}.{table}; " for table in tables)
+        + f"DELETE FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}; "
         f"DELETE FROM {schema}.wp_postmeta WHERE post_id NOT IN (SELECT ID FROM {schema}.wp_posts); "
         f"DELETE FROM {schema}.wp_term_relationships WHERE object_id NOT IN (SELECT ID FROM {schema}.wp_posts); "
         f"UPDATE {schema}.wp_term_taxonomy t SET count = (SELECT COUNT(*) FROM {schema}.wp_term_relationships r "

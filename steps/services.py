@@ -13,7 +13,7 @@ from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from steps.complaints import none_of, unless
 from steps.namespaces import Namespaces
-from steps.pods import PORT, Pod, await_pods, execute, until, web_server
+from steps.pods import PORT, Pod, await_pods, printed, until, web_server
 
 ADDRESS_TIMEOUT_S = 30  # the controller answers within a second, once it has started
 
@@ -192,10 +192,8 @@ def pods_call_service(namespace: str, published: Published, cluster: Cluster) ->
     script = f"timeout 3 wget -q -O - http://{service.spec.cluster_ip}/ 2>&1"
 
     def look() -> dict[str, str]:
-        return {
-            pod.name: execute(cluster.core, namespace, pod.name, ["sh", "-c", script]).stdout.strip()
-            for pod in published.pods
-        }
+        told = printed(cluster.core, namespace, published.pods, ["sh", "-c", script])
+        return {name: text.strip() for name, text in told.items()}
 
     names = {pod.name for pod in published.pods}
     return until("every Pod reaches the Service", look, lambda answered: set(answered.values()) <= names)

@@ -3,6 +3,7 @@
 import base64
 import re
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from provisioning.session import Session
 from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME
 from provisioning.wordpress import TIMEOUT_S, Media, Post, WordPress, png
 from steps.complaints import none_of, unless
-from steps.pods import Pod, execute
+from steps.pods import Pod, printed
 
 REPLICAS_TIMEOUT_S, ONE_MORE_TIMEOUT_S = 240, 90  # one more starts among others that are well
 SEEN_TIMEOUT_S = 30
@@ -222,7 +223,7 @@ def gives_up_after_s(resolv_conf: str) -> int:
 @then("every replica gives such a name up before a visitor gives up the page")
 def names_are_given_up(cluster: Cluster, replicas: tuple[Pod, ...]) -> None:
     """WordPress asks for a name in the midst of a page, and cannot be told to wait less than its resolver does."""
-    told = {r.name: execute(cluster.core, NAMESPACE, r.name, ["cat", "/etc/resolv.conf"]).stdout for r in replicas}
+    told = printed(cluster.core, NAMESPACE, replicas, ["cat", "/etc/resolv.conf"])
     none_of(
         {
             name: unless(
@@ -253,23 +254,21 @@ def claim_is_bound(cluster: Cluster, environment: Environment) -> None:
 def replicas_mount_it(cluster: Cluster, environment: Environment, replicas: tuple[Pod, ...]) -> None:
     """By each replica's own list of mounts: a folder of the node would look the same from outside."""
     complaints = {}
-    for replica in replicas:
-        rows = execute(cluster.core, NAMESPACE, replica.name, ["cat", "/proc/mounts"]).stdout.splitlines()
-        mount = next((row.split() for row in rows if row.split()[1] == FILES), ["nothing", "", "none"])
+    for name, text in printed(cluster.core, NAMESPACE, replicas, ["cat", "/proc/mounts"]).items():
+        rows = map(str.split, text.splitlines())
+        mount = next((row for row in rows if row[1] == FILES), ["nothing", "", "none"])
         right = mount[2] in MOUNT_TYPES and mount[0].endswith(f":{environment.nfs.export}")
-        complaints[replica.name] = unless(right, f"expected its files by NFS, found {mount[0]} of type {mount[2]}")
+        complaints[name] = unless(right, f"expected its files by NFS, found {mount[0]} of type {mount[2]}")
     none_of(complaints)
 
 
 @then("every replica writes there as the site's own user")
 def replicas_write(cluster: Cluster, environment: Environment, replicas: tuple[Pod, ...]) -> None:
     """As the web server does when somebody uploads."""
-    file = f"{FILES}/wp-content/.haproof-{secrets.token_hex(4)}"
-    script = (
-        f"setpriv --reuid=33 --regid=33 --clear-groups sh -c 'echo written > {file} && cat {file}; rm -f {file}' 2>&1"
-    )
-    told = {r.name: execute(cluster.core, NAMESPACE, r.name, ["sh", "-c", script]).stdout.strip() for r in replicas}
-    none_of({name: unless(text == "written", f"expected to write, found {text}") for name, text in told.items()})
+    write = f"f=$(mktemp {FILES}/wp-content/.haproof-XXXXXX) && echo written > $f && cat $f; rm -f $f"
+    script = f"setpriv --reuid=33 --regid=33 --clear-groups sh -c {shlex.quote(write)} 2>&1"
+    told = printed(cluster.core, NAMESPACE, replicas, ["sh", "-c", script])
+    none_of({name: unless(text == "written\n", f"expected to write, found {text}") for name, text in told.items()})
 
 
 @then("the claim's volume is mounted so that a server that is away is waited for")

@@ -18,7 +18,7 @@ from chaos.drills import Blow, Drill, Moment
 from chaos.facts import AWAY, WHOLE
 from chaos.history import FILE, Allowed, Event, Fault, Found, History, HistoryError, Phase, Probe, Recorder, Seen, Write
 from chaos.journal import Journal, Wound
-from chaos.judgement import Judgement
+from chaos.judgement import Judgement, judge
 from chaos.timers import Budget, Timers
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import Session
@@ -83,7 +83,8 @@ class World:
             hypervisor=self.powers,
             cluster=SimpleNamespace(core=core),
         )
-        return Run(cast(Session, fake), what, 1, self.folder / "drill", "again", self.say, self.clock_s).run()
+        Run(cast(Session, fake), what, 1, self.folder / "drill", "again", self.say, self.clock_s).run()
+        return judge(self.history)
 
     def look(self) -> Mapping[str, str]:
         away = [m.name for m in MACHINES if self.powers.states[m.vmid] != "running"]
@@ -156,7 +157,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     written = SimpleNamespace(writers=[SimpleNamespace(kind="row", interval_s=INTERVAL_S)])
     fakes = {"Live": Live, "Ledger": Ledger, "helper": helper, "sweep": ignored}
     fakes |= {"questions": lambda *_: asked, "writers": lambda *_: written}
-    times = {"STEADY_S": 0.8, "AFTERWARDS_S": 0.3, "LOOK_S": 0.05, "LOOK_AROUND_S": 0.05}
+    times = {"STEADY_S": 0.6, "AFTERWARDS_S": 0.3, "LOOK_S": 0.05, "LOOK_AROUND_S": 0.05}
     times |= {"WHOLE_TIMEOUT_S": 2.0, "HEALTHY_TIMEOUT_S": 0.2, "STEADY_TIMEOUT_S": 2.0}
     for name, fake in {**fakes, **times}.items():
         monkeypatch.setattr(drill, name, fake)
