@@ -24,7 +24,7 @@ from provisioning.wordpress import WordPress, gist
 from steps.complaints import none_of, unless
 from steps.power import Power
 
-PIN_TIMEOUT_S, NO_PIN_S = 30, 3
+PIN_TIMEOUT_S, NO_PIN_S = 20, 3
 PUBLIC_TIMEOUT_S, DIALLED_TIMEOUT_S = 15, 60  # a connector that has just started has the time to dial in
 PIN_LIFE_MIN = 10
 SSH_PORT = 22

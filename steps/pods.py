@@ -18,7 +18,7 @@ from steps.complaints import none_of, unless
 IMAGE = "registry.k8s.io/e2e-test-images/busybox:1.36.1-1"
 PORT = 8080
 READY_TIMEOUT_S = 120
-REACH_TIMEOUT_S = 15  # routes and rules of new Pods are programmed within seconds
+REACH_TIMEOUT_S = 10  # routes and rules of new Pods are programmed within seconds
 EXEC_TIMEOUT_S = 60
 API_NAME = "kubernetes.default.svc.cluster.local."
 # A container's first process hears SIGTERM only where it asks for it; else a machine that reboots waits 90 s for it.

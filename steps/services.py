@@ -15,7 +15,7 @@ from steps.complaints import none_of, unless
 from steps.namespaces import Namespaces
 from steps.pods import PORT, Pod, await_pods, printed, until, web_server
 
-ADDRESS_TIMEOUT_S = 30  # the controller answers within a second, once it has started
+ADDRESS_TIMEOUT_S = 15  # the controller answers within a second, once it has started
 
 
 @dataclass(frozen=True)
