@@ -42,6 +42,7 @@ from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts, pat
 HEAD_START_S = 1.0  # from dealing out the plan to the first visitor
 GRACE_S = 5.0  # for the last answers, beyond their own time
 SPARE_FILES = 100
+BEHIND = 10  # the master's niceness: what it writes down can wait, the visitors of a worker beside it cannot
 FAILED = 1
 CUT_OFF = "no answer until the end of the run"
 THINKING = "too many under way"  # in_flight_max, of whom most look at a page: too few workers
@@ -420,6 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the master's: it ends the workers
         watch(lambda: os._exit(FAILED))  # nobody is left to tell
         return work(told.host, told.port)
+    os.nice(BEHIND)
     header = Header.model_validate_json(sys.stdin.readline())
     plan = Plan.model_validate_json(sys.stdin.readline())
     master = Master(plan, header, told.out / FILE, told.host, told.port, told.ready)
