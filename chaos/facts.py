@@ -23,12 +23,13 @@ from provisioning.ndb import taking_part
 from provisioning.poll import DeadlineExceeded
 from provisioning.session import Session
 from provisioning.site import NAMESPACE, SELECTOR, unready_replicas
-from steps.arp import who_has
+from steps.arp import ROUNDS, who_has
 from steps.cluster import ETCDCTL
 from steps.machines import cards
 from steps.pods import execute
 
 VISIT_TIMEOUT_S = 10
+FEW_ROUNDS = 2  # each listens for 0.4 s, and a drill waits for them; the record that goes on beside it asks in full
 WHOLE, AWAY = "whole", "away: "
 NDB_TIMERS = (
     "SELECT DISTINCT param_name, config_value FROM ndbinfo.config_params JOIN ndbinfo.config_values"
@@ -64,8 +65,8 @@ class Live:
     def facts(self) -> Facts:
         """Who has which part; raises ApiException, ActionFailed, HypervisorError and NotExercised."""
         environment = self.session.environment
-        with ThreadPoolExecutor() as pool:  # listening for ARP alone takes two seconds
-            announcers, arbitrator = pool.submit(self._announcers), pool.submit(self._arbitrator)
+        with ThreadPoolExecutor() as pool:
+            announcers, arbitrator = pool.submit(self._announcers, FEW_ROUNDS), pool.submit(self._arbitrator)
             leader, replicas = pool.submit(self._etcd_leader), pool.submit(self._replicas_on)
         return Facts(
             environment.machines,
@@ -167,14 +168,14 @@ class Live:
         reply = requests.get(f"http://{self.session.environment.wordpress.vip}/", timeout=VISIT_TIMEOUT_S)
         return WHOLE if reply.ok else f"HTTP {reply.status_code}"
 
-    def _announcers(self) -> list[str]:
+    def _announcers(self, rounds: int = ROUNDS) -> list[str]:
         environment, hypervisor = self.session.environment, self.session.hypervisor
         owners = {
             card.mac: machine.name
             for machine in environment.cluster_machines
             for card in cards(hypervisor.config(machine.vmid)).values()
         }
-        answering = who_has(environment.wordpress.vip, self.session.shell, environment.cluster_machines)
+        answering = who_has(environment.wordpress.vip, self.session.shell, environment.cluster_machines, rounds)
         return sorted(owners[mac] for mac in answering if mac in owners)
 
     def _etcd_leader(self) -> str:

@@ -65,13 +65,13 @@ def segment_of(address: IPv4Address) -> Segment | None:
     return Segment(str(route["dev"]), IPv4Address(route["prefsrc"]))
 
 
-def ask(segment: Segment, wanted: IPv4Address) -> list[str]:
-    """Every answer to several requests, as MAC addresses; raises PermissionError without CAP_NET_RAW."""
+def ask(segment: Segment, wanted: IPv4Address, rounds: int) -> list[str]:
+    """Every answer to as many requests, as MAC addresses; raises PermissionError without CAP_NET_RAW."""
     heard = []
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE_ARP)) as wire:
         wire.bind((segment.interface, ETHERTYPE_ARP))
         mac = wire.getsockname()[4]
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             wire.send(request(mac, segment.address, wanted))
             until = time.monotonic() + LISTEN_S
             while (left := until - time.monotonic()) > 0:
@@ -85,14 +85,14 @@ def ask(segment: Segment, wanted: IPv4Address) -> list[str]:
     return heard
 
 
-def who_has(wanted: IPv4Address, shell: Shell, machines: Iterable[Machine]) -> set[str]:
-    """The MAC addresses that answer for `wanted` on its segment.
+def who_has(wanted: IPv4Address, shell: Shell, machines: Iterable[Machine], rounds: int = ROUNDS) -> set[str]:
+    """The MAC addresses that answer for `wanted` on its segment, asked `rounds` times.
 
     Raises NotExercised when neither the runner nor any of `machines` can ask.
     """
     if segment := segment_of(wanted):
         try:
-            return set(ask(segment, wanted))
+            return set(ask(segment, wanted, rounds))
         except PermissionError:
             pass  # an ordinary user's runner: the machines are on the segment too
     found: set[str] = set()
@@ -100,7 +100,7 @@ def who_has(wanted: IPv4Address, shell: Shell, machines: Iterable[Machine]) -> s
     for machine in machines:
         device = f"$(ip route get {wanted} | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p')"
         answer = shell.run(
-            machine, f"command -v arping >/dev/null || exit 9; arping -c {ROUNDS} -w {ROUNDS} -I {device} {wanted}"
+            machine, f"command -v arping >/dev/null || exit 9; arping -c {rounds} -w {rounds} -I {device} {wanted}"
         )
         if answer.exit_code != 9:
             able = True
