@@ -29,7 +29,7 @@ test: setup check ## unit tests, then the lab built from nothing, every feature 
 	$(RUN)/python -m lab down --delete
 	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" $(AT_ONCE)
 	$(RUN)/pytest tests features -m "(lab or acceptance or disruptive or short) and $(USUAL)" --chaos lab --drills 3 --seed $(SEED)
-	$(RUN)/pytest tests/sabotage -m sabotage --lies 10 --seed $(SEED)
+	$(RUN)/pytest tests/sabotage -m sabotage --chaos lab --lies 10 --seed $(SEED)
 
 drills: setup ## every drill of the lab's target: broken while it is in use, judged; about half an hour
 	$(RUN)/pytest features -m drill --chaos lab
@@ -42,10 +42,10 @@ faults: setup ## bring-ups cut off at every action and drills killed at any mome
 	$(RUN)/pytest tests/test_interruptions.py tests/test_wounds.py
 
 sabotage: setup ## every lie told to the lab, caught and taken back; the matrix; up to 90 minutes
-	$(RUN)/pytest tests/sabotage -m sabotage --seed $(SEED)
+	$(RUN)/pytest tests/sabotage -m sabotage --chaos lab --seed $(SEED)
 
 quiet: setup ## the untouched lab judged ten times from its snapshot, half of them on a busy machine; an hour
-	$(RUN)/python -m tests.sabotage.quiet
+	$(RUN)/python -m tests.sabotage.quiet --chaos lab
 
 unit: setup ## tests that need neither root nor a target
 	$(RUN)/pytest tests -m "$(NEEDS_NOTHING)" $(AT_ONCE)

@@ -149,8 +149,7 @@ class Certificate:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Keep and sign what was found, where a target was judged; the exit code says what pytest's own cannot."""
         if self._courses:
-            for scenario in self._awaited.values():
-                self._courses.setdefault(scenario, Course()).findings.append(UNFINISHED)
+            self._end_of_the_awaited()
         if self._target is None or not self._courses:
             return
         interrupted = "" if exitstatus in ENDED else f"the run was interrupted (pytest's exit code {int(exitstatus)})"
@@ -163,6 +162,11 @@ class Certificate:
         self._remember(self._target, self._kept)
         if self._kept.outcome is Outcome.NOT_JUDGED and exitstatus in ENDED:
             session.exitstatus = NOT_JUDGED
+
+    def _end_of_the_awaited(self) -> None:
+        """Whatever was selected and did not come to its end is not judged."""
+        for scenario in self._awaited.values():
+            self._courses.setdefault(scenario, Course()).findings.append(UNFINISHED)
 
     def _keep(self, target: Session, interrupted: str) -> Record:
         found, environment = self._evidence(target), target.environment

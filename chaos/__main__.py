@@ -24,6 +24,7 @@ from chaos.healer import watched_over
 from chaos.history import History, HistoryError
 from chaos.journal import HealFailed, Journal
 from chaos.judgement import Judgement, judge
+from chaos.permission import refusal
 from chaos.report import tell, write
 from chaos.schedule import as_drill, holding, schedule, shrunk
 from chaos.target import NoSuchTarget, nearest
@@ -118,10 +119,8 @@ def _permitted(env: str, chaos: str, doing: str) -> Iterator[Session]:
     """A target that may be broken, held and watched over; refusals are one message and an exit code."""
     session = _session(env)
     try:
-        if not session.environment.chaos.allowed:
-            raise Refused(f"chaos.allowed is false in the environment {session.environment.name}")
-        if chaos != session.environment.name:
-            raise Refused(f"--chaos says “{chaos}”, and the environment is {session.environment.name}")
+        if why := refusal(session.environment, chaos):
+            raise Refused(why)
         with session.state.locked(doing), watched_over(env):
             yield session
     except NotExercised as error:

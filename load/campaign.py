@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from certificate.verdict import NotExercised
 from chaos.journal import HealFailed
 from chaos.ledger import PREFIX
+from chaos.permission import refusal
 from environments.load import EnvironmentInvalid
 from environments.model import Visit
 from load import report
@@ -73,11 +74,8 @@ class Order:
 
     def permits(self, session: Session, what: str) -> None:
         """Only a target whose owner says so, and whose name is repeated, is touched; raises Refused."""
-        environment = session.environment
-        if not environment.chaos.allowed:
-            raise Refused(f"{what} takes permission, and chaos.allowed is false in the environment {environment.name}")
-        if self.chaos != environment.name:
-            raise Refused(f"{what} takes the environment's name once more: --chaos {environment.name}")
+        if why := refusal(session.environment, self.chaos):
+            raise Refused(f"{what}: {why}")
 
     def plan(self, session: Session, parts: Sequence[Segment], seed: int | None) -> Plan:
         """What is to be done, after a look whether the place answers; raises Refused."""

@@ -23,6 +23,7 @@ from chaos.healer import watched_over
 from chaos.history import History
 from chaos.journal import HealFailed, Journal
 from chaos.judgement import Judgement
+from chaos.permission import refusal
 from chaos.report import as_text, write
 from environments.load import EnvironmentInvalid
 from provisioning.hypervisor import HypervisorError
@@ -115,11 +116,8 @@ def at_work(
     if not named:
         raise NotExercised("drills break the target; permit it with --chaos and the environment's name")
     target: Session = request.getfixturevalue("target")
-    environment = target.environment
-    if named != environment.name:
-        raise NotExercised(f"--chaos says “{named}”, and the environment is {environment.name}")
-    if not environment.chaos.allowed:
-        raise NotExercised(f"chaos.allowed is false in the environment {environment.name}")
+    if why := refusal(target.environment, named):
+        raise NotExercised(why)
     with watched_over(pytestconfig.option.env):
         folder: Path = request.getfixturevalue("evidence_folder")
         kept = partial(_kept, request.node)

@@ -5,13 +5,15 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from provisioning.poll import DeadlineExceeded
 from provisioning.report import Terminal
-from provisioning.session import open_session
+from provisioning.session import REFUSALS
 from tests.sabotage.features import every_scenario
 from tests.sabotage.lie import Lie
 from tests.sabotage.matrix import Row, line, lines
-from tests.sabotage.stage import Stage
+from tests.sabotage.stage import NotPermitted, Stage, prepared
 
+NO_STAGE = 2  # exit code: nothing was told
 MATRIX = pytest.StashKey[list[Row]]()
 
 
@@ -46,17 +48,14 @@ def note(pytestconfig: pytest.Config, say: Callable[[str], None]) -> Callable[[R
 @pytest.fixture(scope="session")
 def stage(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Stage:
     """A built target that is whole, and kept so where a lie is told that takes a rollback."""
-    env = pytestconfig.option.env
-    session = open_session(env)
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled(), session.state.locked("preparing sabotage"):
-        session.build(Terminal(Console(stderr=True)))
-    stage = Stage(session, env)
-    stage.await_whole()
     told = [item.callspec.params.get("lie") for item in request.session.items if hasattr(item, "callspec")]
-    if any(isinstance(lie, Lie) and lie.rollback for lie in told):
-        stage.keep()
-    return stage
+    keep = any(isinstance(lie, Lie) and lie.rollback for lie in told)
+    option, capture = pytestconfig.option, pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        try:
+            return prepared(option.env, option.chaos, Terminal(Console(stderr=True)), keep=keep)
+        except (NotPermitted, DeadlineExceeded, *REFUSALS) as error:
+            pytest.exit(f"no lie is told: {error}", returncode=NO_STAGE)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -18,7 +18,8 @@ class Ear(Certificate):
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the finding of every scenario that was run."""
+        """Write the finding of every scenario that was selected."""
+        self._end_of_the_awaited()
         found = {name: finding for _, _, found in self.judged() for name, finding in found.items()}
         selected = {_name(item) for item in session.items}
         told = {name: (finding.verdict, finding.reason) for name, finding in found.items() if name in selected}

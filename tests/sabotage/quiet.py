@@ -1,7 +1,8 @@
 """`python -m tests.sabotage.quiet`: an untouched target, judged again and again from its snapshot, cries no wolf.
 
 Every second run has as many busy processes beside it as the machine has processors. Exit code 1 when any scenario
-said anything but what it must.
+said anything but what it must, 2 when a run could not be made. The target is built, kept as it is then, and put back to
+that before each run: it takes the environment's permission, and its name once more.
 """
 
 import argparse
@@ -9,15 +10,20 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from provisioning.session import open_session
+from rich.console import Console
+
+from provisioning.poll import DeadlineExceeded
+from provisioning.report import Terminal
+from provisioning.session import REFUSALS
 from tests.sabotage.features import every_scenario
 from tests.sabotage.matrix import QUIET
-from tests.sabotage.stage import Stage
+from tests.sabotage.stage import NotJudged, NotPermitted, Stage, prepared
 
 RUNS = 10
+NOT_JUDGED = 2
 
 
 def spin() -> None:
@@ -53,9 +59,10 @@ def named(manners: set[str]) -> tuple[str, ...]:
 
 
 def main() -> int:
-    """Judge it again and again, a line a run."""
+    """Prepare it, and judge it again and again."""
     parser = argparse.ArgumentParser(prog="python -m tests.sabotage.quiet", description=__doc__)
     parser.add_argument("--env", default="lab", help="environment to judge (default: lab)")
+    parser.add_argument("--chaos", default="", metavar="NAME", help="the environment's name: yes, disrupt that one")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"how often (default: {RUNS})")
     parser.add_argument(
         "--manner",
@@ -65,10 +72,18 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     scenarios = named({*(arguments.manner or ("acceptance", "disruptive"))})
-    stage = Stage(open_session(arguments.env), arguments.env)
-    stage.keep()
+    try:
+        stage = prepared(arguments.env, arguments.chaos, Terminal(Console(stderr=True)), keep=True)
+        return certified(stage, scenarios, arguments.runs)
+    except (NotPermitted, NotJudged, DeadlineExceeded, *REFUSALS) as error:
+        sys.stderr.write(f"{error}\n")
+        return NOT_JUDGED
+
+
+def certified(stage: Stage, scenarios: Collection[str], runs: int) -> int:
+    """Judge it so often, a line a run; returns the exit code, and raises what keeps a run from being one."""
     wolves = 0
-    for number in range(1, arguments.runs + 1):
+    for number in range(1, runs + 1):
         stage.roll_back()
         began_s, beside = time.monotonic(), busy if number % 2 == 0 else calm
         with beside():
@@ -79,7 +94,7 @@ def main() -> int:
         took_s = time.monotonic() - began_s
         sys.stdout.write(f"run {number} ({beside.__name__}), {len(found)} scenarios in {took_s:.0f} s: {told}\n")
         sys.stdout.flush()
-    sys.stdout.write(f"{wolves} of {arguments.runs} runs cried wolf\n")
+    sys.stdout.write(f"{wolves} of {runs} runs cried wolf\n")
     return 1 if wolves else 0
 
 

@@ -13,24 +13,31 @@ from kubernetes.client.exceptions import ApiException
 
 from certificate.verdict import Finding, Verdict
 from chaos.facts import WHOLE, Live
+from chaos.permission import refusal
 from environments.model import Environment, Machine, Role
+from provisioning.build import Reporter
 from provisioning.cluster import UNAVAILABLE, Cluster
 from provisioning.machines import in_parallel
 from provisioning.poll import NotYet, poll
-from provisioning.session import Session
+from provisioning.session import Session, open_session
 from steps.cluster import short_of_pods
 
 ROOT = Path(__file__).parent.parent.parent
 SNAPSHOT = "built"
 SCRIPT_TIMEOUT_S = 240
 WHOLE_TIMEOUT_S = 600  # a container that ended several times is started again after up to 300 s
-JUDGED_TIMEOUT_S = 1500
+JUDGED_TIMEOUT_S = 3600  # all drills take half of it
+JUDGED = (0, 1)  # pytest's exit codes of a run that came to its end
 EAR = "tests.sabotage.ear"
 KUBECTL = "export KUBECONFIG=/etc/kubernetes/admin.conf; "
 
 
 class NotJudged(Exception):
     """The scenarios could not be run; the message holds what pytest said last."""
+
+
+class NotPermitted(Exception):
+    """The target may not be lied to; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,12 @@ class Stage:
         return self.run(self.with_role(Role.CONTROL_PLANE), f"{KUBECTL}kubectl {words}", stdin)
 
     def judge(self, scenarios: Collection[str], plugin: str = "") -> Mapping[str, Finding]:
-        """What each scenario, by name, says of the target as it is now; raises NotJudged.
+        """What each scenario, by name, says of the target as it is now; raises NotJudged unless all of them were heard.
 
         By `pytest --no-build`, as anybody would run it; only the choice of scenarios and the ear are ours.
         """
+        if not scenarios:
+            return {}
         with tempfile.TemporaryDirectory() as folder:
             wanted, heard = Path(folder) / "wanted.json", Path(folder) / "heard.json"
             wanted.write_text(json.dumps(sorted(scenarios)))
@@ -75,12 +84,20 @@ class Stage:
             # Hypothesis' plugin loads all of it when a run ends, used or not: half as long again.
             command += ["-p", "no:hypothesispytest"]
             command += ["--chaos", self.environment.name, "-p", "no:cacheprovider", *(["-p", plugin] if plugin else [])]
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=JUDGED_TIMEOUT_S, check=False
-            )
-            if not heard.exists():
-                raise NotJudged(f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}".strip())
+            try:
+                done = subprocess.run(
+                    command, cwd=ROOT, capture_output=True, text=True, timeout=JUDGED_TIMEOUT_S, check=False
+                )
+            except subprocess.TimeoutExpired as error:
+                raise NotJudged(
+                    f"the scenarios did not end within {JUDGED_TIMEOUT_S} s: {error.output!r:.2000}"
+                ) from error
+            said = f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}".strip()
+            if done.returncode not in JUDGED or not heard.exists():
+                raise NotJudged(f"pytest ended with {done.returncode}: {said}")
             found = json.loads(heard.read_text())
+        if lacking := {*scenarios} - {*found}:
+            raise NotJudged(f"nothing was heard of {', '.join(sorted(lacking))}: {said}")
         return {name: Finding(Verdict(verdict), reason) for name, (verdict, reason) in found.items()}
 
     def await_whole(self) -> None:
@@ -99,15 +116,18 @@ class Stage:
 
         poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=1)
 
+    @property
+    def kept(self) -> bool:
+        """Whether there is something to roll back to."""
+        return all(self._kept(machine) for machine in self.environment.machines)
+
     def keep(self) -> None:
-        """Keep the disks of all machines, unless they were kept before; raises HypervisorError.
+        """Keep the disks of all machines in place of what was kept before; raises HypervisorError.
 
         All of one moment, as a power cut would leave them: data nodes of which one goes on while another is copied are
         no database.
         """
         hypervisor, machines = self.session.hypervisor, self.environment.machines
-        if all(self._kept(machine) for machine in machines):
-            return
         try:
             in_parallel(machines, lambda machine: hypervisor.suspend(machine.vmid))
             for machine in machines:
@@ -130,3 +150,20 @@ class Stage:
     def _kept(self, machine: Machine) -> bool:
         rows = self.session.hypervisor.call("get", f"qemu/{machine.vmid}/snapshot")
         return SNAPSHOT in {row["name"] for row in rows}
+
+
+def prepared(env: str, chaos: str, reporter: Reporter, *, keep: bool) -> Stage:
+    """A built target that is whole, and that is kept as it is now where `keep` says so.
+
+    Raises NotPermitted, what a build raises (`provisioning.session.REFUSALS`), and DeadlineExceeded.
+    """
+    session = open_session(env)
+    if why := refusal(session.environment, chaos):
+        raise NotPermitted(why)
+    with session.state.locked("preparing sabotage"):
+        session.build(reporter)
+        stage = Stage(session, env)
+        stage.await_whole()
+        if keep:
+            stage.keep()
+    return stage
