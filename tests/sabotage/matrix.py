@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from certificate.verdict import Finding, Verdict
 from tests.sabotage.lie import Lie
 
+SLOW_S = 30  # a lie that waits for no timer is judged by then
 QUIET = (Verdict.PROVEN, Verdict.NOT_EXERCISED)
 
 
@@ -121,9 +122,13 @@ def lines(rows: Sequence[Row], scenarios: Sequence[Told]) -> list[str]:
     """The matrix for people: a line a lie, then what is wrong, then what was never broken."""
     caught = sum(not row.missed and not row.trouble for row in rows)
     alarms, left = sum(len(row.alarms) for row in rows), unbroken(rows, scenarios)
+    slow = sorted((row for row in rows if row.judged_s > SLOW_S), key=lambda row: -row.judged_s)
+    minutes = sum(row.judged_s + row.whole_s for row in rows) / 60
     return [
         *map(line, rows),
-        f"{caught} of {len(rows)} lies caught, {alarms} false alarms",
+        f"{caught} of {len(rows)} lies caught, {alarms} false alarms, in {minutes:.0f} min",
+        f"{len(slow)} of {len(rows)} took more than {SLOW_S} s to a verdict, as those may that wait for a timer:",
+        *(f"  {row.lie.name}: {row.judged_s:.0f} s" for row in slow),
         *(f"! {row.lie.name}: {row.complaint}" for row in rows if row.complaint),
         f"{len(left)} of {len(scenarios)} scenarios were broken by none of these lies:",
         *(f"  {name}" for name in left),

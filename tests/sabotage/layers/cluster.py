@@ -107,11 +107,12 @@ def no_controller(stage: Stage) -> Iterator[None]:
 
 def without(kept: str) -> Tell:
     """The cluster lacks an object of its own, which is put back as it was."""
-    file, clean = "/run/sabotage.yaml", "/^  \\(uid\\|resourceVersion\\): /d"
+    file, clean = "/run/sabotage.yaml", "sed -i '/^  \\(uid\\|resourceVersion\\): /d'"
     return on(
         first_master,
-        f"{KUBECTL}kubectl {SYSTEM} get {kept} -o yaml | sed '{clean}' > {file}; kubectl {SYSTEM} delete {kept}",
-        f"{KUBECTL}test ! -e {file} || kubectl create -f {file}; rm -f {file}",
+        # What is not kept is not deleted: a pipe would hide that nothing was read.
+        f"{KUBECTL}kubectl {SYSTEM} get {kept} -o yaml > {file}; {clean} {file}; kubectl {SYSTEM} delete {kept}",
+        f"{KUBECTL}test ! -s {file} || kubectl create -f {file}; rm -f {file}",
     )
 
 

@@ -109,13 +109,16 @@ def through_the_management_node(stage: Stage) -> Iterator[None]:
     ndb = stage.session.ndb
     way = next(iter(management(stage).addresses.values()))
     places = [next(iter(machine.addresses.values())) for machine in ndb.data]
+    redirects = "/proc/sys/net/ipv4/conf/*/send_redirects"
+    kept = "/run/sabotage.redirects"
     open_ = (
+        f'for f in {redirects}; do echo "echo $(cat $f) > $f"; done > {kept}; '
         f"echo net.ipv4.ip_forward=1 > {FORWARDING}; sysctl -q -p {FORWARDING}; "  # also when it has its power back
-        "for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 > $f; done"  # nobody is told the shorter way
+        f"for f in {redirects}; do echo 0 > $f; done"  # nobody is told the shorter way
     )
     add = "; ".join(f"ip route add {place} via {way}" for place in places)
     remove = "; ".join(f"ip route del {place} via {way} || true" for place in places)
-    close = f"rm -f {FORWARDING}; echo 0 > /proc/sys/net/ipv4/ip_forward"
+    close = f"rm -f {FORWARDING}; echo 0 > /proc/sys/net/ipv4/ip_forward; test ! -e {kept} || sh {kept}; rm -f {kept}"
     with on(management, open_, close)(stage), on(sql_node, add, remove)(stage):
         yield
 

@@ -34,8 +34,8 @@ def stranger(**values: str) -> Tell:
     @contextmanager
     def told(stage: Stage) -> Iterator[None]:
         hypervisor, template = stage.session.hypervisor, stage.environment.hypervisor.template
-        try:
-            hypervisor.task("post", f"qemu/{template.vmid}/clone", newid=STRANGER, name=STRANGERS_NAME)
+        hypervisor.task("post", f"qemu/{template.vmid}/clone", newid=STRANGER, name=STRANGERS_NAME)
+        try:  # a clone that is refused is somebody else's machine
             hypervisor.call("put", f"qemu/{STRANGER}/config", **{"tags": "", **values})
             yield
         finally:

@@ -112,7 +112,7 @@ LIES = (
         LAYER,
         ("P12",),
         "expected debian 12, found debian 11",
-        sed("/etc/os-release", 'VERSION_ID="12"', 'VERSION_ID="11"'),
+        sed("/usr/lib/os-release", 'VERSION_ID="12"', 'VERSION_ID="11"'),
     ),
     Lie(
         "kubelet-not-enabled-at-a-reboot",

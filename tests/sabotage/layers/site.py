@@ -89,7 +89,8 @@ def on_the_node(stage: Stage) -> Iterator[None]:
         '"storageClassName": "manual", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], '
         '"hostPath": {"path": "/var/lib/sabotage"}}}'
     )
-    gone = f"delete pvc {CLAIM} {HERE} --timeout=60s; kubectl delete pv {VOLUME} --timeout=60s"
+    delete = "delete --ignore-not-found --timeout=60s"
+    gone = f"{delete} pvc {CLAIM} {HERE}; kubectl {delete} pv {VOLUME}"
     kept = "-o json > /run/sabotage-{}.json"
     # What the API fills in binds a volume to the claim that was there before.
     clean = (
@@ -108,8 +109,11 @@ def on_the_node(stage: Stage) -> Iterator[None]:
         stage.kubectl(f"{HERE} wait pvc {CLAIM} --for=jsonpath={{.status.phase}}=Bound --timeout=60s")
         yield
     finally:
-        stage.kubectl(f"{gone}; kubectl create -f /run/sabotage-pv.json; kubectl create -f /run/sabotage-pvc.json")
-        stage.kubectl(f"{HERE} scale deployment {NAME} --replicas={stage.environment.wordpress.replicas} && {ROLLED}")
+        try:
+            stage.kubectl(f"{gone}; kubectl create -f /run/sabotage-pv.json; kubectl create -f /run/sabotage-pvc.json")
+        finally:
+            replicas = stage.environment.wordpress.replicas
+            stage.kubectl(f"{HERE} scale deployment {NAME} --replicas={replicas} && {ROLLED}")
 
 
 @contextmanager
