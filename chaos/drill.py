@@ -326,6 +326,7 @@ class Run:
             self.say(f"{one.kind.name} of {names}, held for {one.blow.hold_s:g} s")
         self._phase(recorder, "redundancy")
         self._await_whole(WHOLE_TIMEOUT_S)
+        self._phase(recorder, "afterwards")
         self._pass(AFTERWARDS_S)
 
     def _await_whole(self, timeout_s: float) -> None:

@@ -121,7 +121,7 @@ class Phase(Event):
     """A drill's phase begins."""
 
     kind: Literal["phase"] = "phase"
-    name: Literal["steady", "fault", "redundancy", "verification", "end"]
+    name: Literal["steady", "fault", "redundancy", "afterwards", "verification", "end"]
     at_s: float
     clock_offset_s: Annotated[float | None, Field(description="the wall clock less the monotonic one")] = None
 

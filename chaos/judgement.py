@@ -18,6 +18,9 @@ PATIENCE_S = 2.0
 PAGE_PATIENCE_S = 10.0
 # A time in which a layer was asked nothing says nothing of it: so many intervals, and a moment for a busy machine.
 UNASKED_INTERVALS, UNASKED_S = 5, 2.0
+# To give a machine its power, or start a unit, takes seconds; a hypervisor that is busy may take minutes.
+HEALING_S = 60.0
+UPLOAD = "upload"
 # What is seen from outside: its change is no sign that the target's own parts noticed anything.
 NOT_DETECTING = {"machines", "site", "clock"}
 # Whom a layer asks to answer; of layers with names of their own (`pod/…`), what stands before the slash.
@@ -27,7 +30,9 @@ ASKS: Mapping[str, tuple[str, ...]] = {
     "page/public": ("public", "pod", "sql"),
     "page": ("vip", "pod", "sql"),
     "pod": ("sql", "nfs"),
-    "write": ("ndb",),
+    "write/row": ("sql",),
+    "write/post": ("vip", "pod", "sql"),
+    "write/upload": ("vip", "pod", "sql", "nfs"),
     "sql": ("ndb",),
 }
 
@@ -103,19 +108,20 @@ def _judged(history: History) -> Judgement:
     found, unjudged = of_history(history)
     allowed = {budget.layer: budget for budget in history.of(Allowed)}
     unjudged = _unasked(history, allowed, struck) | unjudged
+    course = tuple(_of_drill(history, struck))
     layers = tuple(
-        _layer(layer, history, found, unjudged, allowed.get(layer), struck)
+        _layer(layer, history, found, unjudged, allowed.get(layer), struck, course)
         for layer in sorted({*found, *unjudged, *allowed})
     )
     window_s = history.header.loss_window_s
     spans = list(_loss_spans(struck, found.get("write/row", ()), window_s, history.ended_s))
 
     def unsaved(write: Write) -> bool:
-        return any(since_s <= write.ended_s <= until_s for since_s, until_s in spans)
+        # A file that is on its server outlives what is written of it in the database.
+        return write.sort != UPLOAD and any(since_s <= write.ended_s <= until_s for since_s, until_s in spans)
 
     looked_for = any(phase.name == "end" for phase in history.of(Phase))
     written = tuple(accounts(history.of(Write), history.of(Found), unsaved, looked_for=looked_for))
-    course = tuple(_of_drill(history, struck))
     findings = [*course, *(layer.finding for layer in layers), *(account.finding for account in written)]
     return Judgement(
         struck,
@@ -235,6 +241,7 @@ def _layer(
     unjudged: Mapping[str, str],
     allowed: Allowed | None,
     struck: Sequence[Strike],
+    course: Sequence[Finding],
 ) -> LayerJudgement:
     until_s = history.ended_s
     own = tuple(found.get(layer, ()))
@@ -243,7 +250,23 @@ def _layer(
     owed = tuple(owed_to(layer, outage, found, until_s) for outage in own)
     losses = [_loss(felt, turn, next_s, until_s) for turn, next_s in turns(struck)]
     restored_s = max((max(loss.struck_s, loss.healed_s) for loss in losses), default=0.0)
-    return LayerJudgement(layer, own, owed, allowed, restored_s, _within(layer, felt, unjudged, allowed, losses))
+    finding = _within(layer, felt, unjudged, allowed, losses)
+    if finding.verdict is Verdict.PROVEN and course:
+        finding = course[0]  # what did not take its course proves nothing
+    elif finding.verdict is Verdict.REFUTED and (why := _unhealed(felt, struck)):
+        finding = Finding(Verdict.UNKNOWN, f"{finding.reason}; but {why}")
+    return LayerJudgement(layer, own, owed, allowed, restored_s, finding)
+
+
+def _unhealed(own: Sequence[Outage], struck: Sequence[Strike]) -> str:
+    """Why an outage may be owed to whoever was to heal, and not to the target; empty where it is not."""
+    for strike in struck:
+        names = f"{strike.name} of {', '.join(strike.targets)}"
+        if strike.healed_s is None and any(outage.ended_s is None for outage in own):
+            return f"{names} was never healed"
+        if strike.heal_s is not None and strike.healed_s is not None and strike.healed_s - strike.heal_s > HEALING_S:
+            return f"it took {strike.healed_s - strike.heal_s:.0f} s to heal {names}"
+    return ""
 
 
 def begun_with(outage: Outage, strike_s: float, until_s: float) -> Outage:
@@ -363,7 +386,10 @@ def _detected_s(history: History, struck: Sequence[Strike]) -> float | None:
 
 
 def _redundant_s(history: History, struck: Sequence[Strike]) -> float | None:
-    """From the last heal to a target that is whole."""
-    verified = history.phase("verification")
+    """From the last heal of a turn to a target that is whole: the longest of all turns."""
+    if history.phase("verification") is None:
+        return None
+    whole = [phase.at_s for phase in history.of(Phase) if phase.name == "afterwards"]
     healed = [strike.healed_s for strike in struck if strike.healed_s is not None]
-    return verified[0] - max(healed) if verified and healed else None
+    since = [(moment_s, max((at_s for at_s in healed if at_s <= moment_s), default=moment_s)) for moment_s in whole]
+    return max((moment_s - at_s for moment_s, at_s in since), default=None)

@@ -90,7 +90,10 @@ def outages(layer: str, probes: Iterable[Probe], ruler: Ruler, until_s: float) -
     found = list(long)
     for episode in _episodes(failed):
         alone = next((gap for gap in gaps if all(_meets(probe, gap, until_s) for probe in episode)), None)
-        found.append(alone or _partial(layer, asked, episode, ruler))
+        if alone is None:
+            found.append(_partial(layer, asked, episode, ruler))
+        elif alone not in found:  # questions that are tried for long make several episodes of one gap
+            found.append(alone)
     # Answers that were held back, and came in the end: nobody failed.
     found += [gap for gap in gaps if gap not in long and not any(_meets(probe, gap, until_s) for probe in failed)]
     return sorted(found, key=lambda outage: outage.began_s)

@@ -19,7 +19,6 @@ class Account:
     unsaved: tuple[str, ...]
     duplicated: tuple[str, ...]
     corrupted: tuple[str, ...]
-    surprising: tuple[str, ...]
     looked_for: bool = True
 
     @property
@@ -50,7 +49,8 @@ def accounts(
 
     Not `looked_for`: a drill that ended before it read what there is says nothing of what there is not.
 
-    Writers never use a name twice, not even when they try again: what is there twice was made twice.
+    Writers never use a name twice, not even when they try again: what is there twice was made twice. A write that was
+    not acknowledged may be there, not at all, or half; but not twice.
     """
     written: dict[str, dict[str, Write]] = {}
     for write in sorted(writes, key=lambda write: write.intended_s):
@@ -74,6 +74,5 @@ def _account(sort: str, written: dict[str, Write], there: list[Found], unsaved: 
         lost=tuple(name for name, write in promised.items() if not times[name] and not unsaved(write)),
         unsaved=tuple(name for name, write in promised.items() if not times[name] and unsaved(write)),
         duplicated=tuple(name for name in written if times[name] > 1),
-        corrupted=tuple(name for name, write in written.items() if times[name] and (name, write.digest) not in digests),
-        surprising=tuple(sorted(name for name in times if name not in promised)),
+        corrupted=tuple(n for n, write in promised.items() if times[n] and (n, write.digest) not in digests),
     )

@@ -255,18 +255,12 @@ def writes_kept(judgement: Judgement) -> None:
     kept(judgement, WRITES)
 
 
-@then("no acknowledged row is lost, doubled or changed")
-def rows_kept(judgement: Judgement) -> None:
-    """Where editors could not work."""
-    kept(judgement, ("write/row",))
-
-
 @then("nothing is lost but what the database's last checkpoint did not hold yet")
 def checkpoint_kept(judgement: Judgement) -> None:
-    """Where all that hold the data go at once, what is younger than that is gone: the limit, as it truly behaves."""
+    """Where all that hold the data go at once, rows and posts younger than that are gone: the limit, as it is."""
     if not judgement.loss_window_s:
         raise Unjudged("nothing may be lost in this drill")
-    kept(judgement, ("write/row",), judgement.loss_window_s)
+    kept(judgement, WRITES, judgement.loss_window_s)
 
 
 def kept(judgement: Judgement, layers: tuple[str, ...], window_s: float = 0.0) -> None:

@@ -169,7 +169,7 @@ def test_a_drill_breaks_heals_and_judges(world: World) -> None:
     assert said.finding.verdict is Verdict.PROVEN, said.finding.reason
     assert [fault.step for fault in world.history.of(Fault)] == ["inject", "injected", "heal", "healed"]
     assert [phase.name for phase in world.history.of(Phase)] == [
-        "steady", "fault", "redundancy", "verification", "end",
+        "steady", "fault", "redundancy", "afterwards", "verification", "end",
     ]  # fmt: skip
     assert all(phase.clock_offset_s for phase in world.history.of(Phase))
     world.assert_healed()

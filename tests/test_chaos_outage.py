@@ -118,6 +118,20 @@ def test_a_short_outage_is_one_where_nobody_else_failed(layer: Layer) -> None:
     assert found[0].length_s(LAST_S) == pytest.approx(0.3, abs=INTERVAL_S + 0.013)
 
 
+def test_a_gap_that_several_questions_in_a_row_met_is_one() -> None:
+    """A writer who waits: each of three posts fails after 3 s, further apart than what is one episode."""
+    posts = [
+        Probe(layer="write/post", intended_s=at_s, started_s=at_s, ended_s=ended_s, error=error)
+        for at_s, ended_s, error in [
+            *((number * 1.5, number * 1.5 + 0.2, "") for number in range(20)),
+            *((30 + number * 3.0, 33 + number * 3.0, "TimeoutError") for number in range(3)),
+            *((39 + number * 1.5, 39.2 + number * 1.5, "") for number in range(10)),
+        ]
+    ]
+    found = outages("write/post", posts, ruler_of("write/post", posts, (0.0, STEADY_S), 1.5), LAST_S)
+    assert [(outage.total, outage.failed) for outage in found if outage.began_s < 40] == [(True, 3)]
+
+
 def test_an_outage_that_did_not_end_has_no_end() -> None:
     found = measured(asked(refuses, [(40.0, math.inf)]))
     assert [(outage.total, outage.ended_s) for outage in found] == [(True, None)]

@@ -33,7 +33,7 @@ def kept(drill: Drill) -> Judgement:
         layers.append(LayerJudgement(layer, lost, owed, allowed(layer, budget), 25.0, PROVEN))
     none: tuple[str, ...] = ()
     writes = tuple(
-        Account(sort, 9, 9, lost=none, unsaved=none, duplicated=none, corrupted=none, surprising=none)
+        Account(sort, 9, 9, lost=none, unsaved=none, duplicated=none, corrupted=none)
         for sort in ("row", "post", "upload")
     )
     return Judgement((STRIKE,), tuple(layers), writes, 1.0, 9.0, drill.loss_window_s, (), PROVEN)

@@ -77,7 +77,7 @@ Feature: The database tolerates failures
       When the whole of Kubernetes loses its power
       Then the data are there throughout
       And visitors are served again within the time that the target's timers allow
-      And no acknowledged row is lost, doubled or changed
+      And no acknowledged write is lost, doubled or changed
       And the target is whole again by itself
 
     @P6
