@@ -17,8 +17,8 @@ from certificate.evidence import Evidence, secrets_of
 from certificate.verdict import NotExercised, Verdict
 from chaos.drill import Refused, Run
 from chaos.drills import DRILLS, Blow, Drill
-from chaos.facts import SILENT, Live
-from chaos.fault import NoSuchFault
+from chaos.facts import GARBLED, SILENT, Live
+from chaos.fault import KINDS, NoSuchFault, kind_named
 from chaos.glance import shown
 from chaos.healer import watched_over
 from chaos.history import History, HistoryError
@@ -27,7 +27,7 @@ from chaos.judgement import Judgement, judge
 from chaos.permission import refusal
 from chaos.report import tell, write
 from chaos.schedule import as_drill, holding, schedule, shrunk
-from chaos.target import NoSuchTarget, nearest
+from chaos.target import CANDIDATES, NoSuchTarget, nearest, select
 from environments.load import EnvironmentInvalid
 from provisioning.session import ProviderError, Session, open_session
 from provisioning.state import Busy
@@ -57,6 +57,13 @@ def list_drills() -> None:
     Console().print(table)
 
 
+@app.command(name="faults")
+def list_faults() -> None:
+    """Every fault that there is, and the words for whom it may strike."""
+    sys.stdout.write("".join(f"{name}\n" for name in KINDS))
+    sys.stdout.write(f"\nwhom: a machine's name, or {', '.join(CANDIDATES)}\n")
+
+
 Name = Annotated[str, typer.Argument(help="as `list` shows it")]
 Chaos = Annotated[str, typer.Option(help="the environment's name once more: yes, that one is to be broken")]
 Env = Annotated[str, typer.Option(help="name or file of the environment")]
@@ -74,6 +81,30 @@ def run(name: Name, chaos: Chaos, env: Env = "lab", seed: Seed = None, out: Out 
         chosen = _chosen(seed)
         again = f"python -m chaos run {name} --env {shlex.quote(env)} --chaos {chaos} --seed {chosen}"
         said = _run(session, DRILLS[name], chosen, again, out)
+    raise typer.Exit(EXIT[said.finding.verdict])
+
+
+@app.command()
+def strike(
+    fault: Annotated[str, typer.Argument(help="as `faults` shows it")],
+    whom: Annotated[str, typer.Argument(help="a machine's name, or words as `faults` shows them")],
+    chaos: Chaos,
+    env: Env = "lab",
+    seed: Seed = None,
+    hold: Annotated[float, typer.Option(min=1, help="seconds until it is taken back")] = 30,
+    peers: Annotated[str, typer.Option(help="whom a partition cuts it off from, in words as `whom`")] = "",
+    out: Out = Path("out"),
+) -> None:
+    """Break one thing, any that there is; healed, all is to be back and nothing lost."""
+    with _permitted(env, chaos, f"{fault} of {whom}") as session:
+        if "partition" in kind_named(fault).name and not peers:
+            raise Refused("a partition cuts somebody off from others: name them by --peers")
+        chosen, facts = _chosen(seed), Live(session, session.cluster).facts()
+        again = f"python -m chaos strike {shlex.quote(fault)} {shlex.quote(whom)} --env {shlex.quote(env)}"
+        again += f" --chaos {chaos} --seed {chosen} --hold {hold:g}"
+        again += f" --peers {shlex.quote(peers)}" if peers else ""
+        blows = [Blow(fault, machine.name, hold, peers=peers) for machine in select(whom, facts, chosen)]
+        said = _run(session, as_drill(blows, chosen, holding(facts)), chosen, again, out)
     raise typer.Exit(EXIT[said.finding.verdict])
 
 
@@ -129,6 +160,9 @@ def _permitted(env: str, chaos: str, doing: str) -> Iterator[Session]:
     except (Refused, NoSuchFault, NoSuchTarget, HealFailed, HistoryError, Busy, *SILENT) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(CANNOT_READ) from error
+    except GARBLED as error:
+        sys.stderr.write(f"something answered what cannot be read: {type(error).__name__}: {error}\n")
+        raise typer.Exit(CANNOT_READ) from error
 
 
 def _run(session: Session, drill: Drill, seed: int, again: str, out: Path) -> Judgement:
@@ -159,8 +193,9 @@ def heal(env: Env = "lab") -> None:
     """Take back what a drill broke and did not live to heal; nothing is no error."""
     session = _session(env)
     try:
-        healed = Journal(session.state.broken).heal(session)
-    except HealFailed as error:
+        with session.state.locked("healing"):
+            healed = Journal(session.state.broken).heal(session)
+    except (Busy, HealFailed) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(CANNOT_READ) from error
     sys.stdout.write("".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n")

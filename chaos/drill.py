@@ -13,7 +13,7 @@ from kubernetes.client.exceptions import ApiException
 
 from certificate.verdict import NotExercised
 from chaos.drills import DRILLS, Blow, Drill, Moment
-from chaos.facts import AWAY, SILENT, WHOLE, Live
+from chaos.facts import AWAY, GARBLED, SILENT, WHOLE, Live
 from chaos.fault import FaultKind, Struck, kind_named
 from chaos.history import (
     FILE,
@@ -206,6 +206,11 @@ class Run:
                 return facts.result(), timers.result()
         except SILENT as error:
             raise Refused(f"the target is not healthy, so nothing is broken on top of it: {error}") from error
+        except GARBLED as error:
+            raise Refused(
+                "a part of the target answered with something that cannot be read, so nothing is broken on top of it: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _heal(self, recorder: Recorder) -> None:
         """Whatever is still broken; what cannot be healed is told to the one who can do it by hand."""

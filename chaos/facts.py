@@ -78,9 +78,9 @@ class Live:
         )
 
     def timers(self) -> Timers:
-        """The timers that the target runs with; raises ActionFailed and ApiException.
+        """The timers that the target runs with; raises what any part raises that does not answer, or not in full.
 
-        Each is asked of the part that goes by it. What cannot be asked has the default of its part.
+        Each is asked of the part that goes by it. What none of them tells has the default of its part.
         """
         environment, core = self.session.environment, self.cluster.core
         first = environment.with_role(Role.CONTROL_PLANE)[0]

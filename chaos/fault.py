@@ -94,7 +94,8 @@ class OfPower:
         self.do(session.hypervisor, struck.machine)
 
     def heal(self, session: Session, machine: Machine) -> None:
-        """Awaits the hypervisor's task."""
+        """Awaits the hypervisor's task, and the one before: whoever asked for that may have died over it."""
+        session.hypervisor.settle(machine.vmid)
         self.undo(session.hypervisor, machine)
 
     def remains(self, session: Session, machine: Machine) -> str:
@@ -145,14 +146,14 @@ class OnMachine:
         addresses = [card.mac for peer in peers for card in cards(session.hypervisor.config(peer.vmid)).values()]
         session.shell.check(
             machine,
-            scripts.expiring(self._slug, expires_s, self.breaks(session.environment, addresses)),
+            scripts.apart(scripts.expiring(self._slug, expires_s, self.breaks(session.environment, addresses))),
             stdin=self.mend(session.environment),
             timeout_s=COMMAND_TIMEOUT_S,
         )
 
     def heal(self, session: Session, machine: Machine) -> None:
         """Waits for a machine that cannot be reached yet; raises Unreachable when it stays so."""
-        script = f"{self.mend(session.environment)}\n{scripts.forget(self._slug)}"
+        script = scripts.apart(f"{self.mend(session.environment)}\n{scripts.forget(self._slug)}")
 
         def healed() -> bool:
             try:

@@ -1,7 +1,8 @@
 """Heals when whoever breaks things is gone: a process of its own that outlives the one it watches.
 
-`python -m chaos.healer --env NAME`; its standard input is the pipe that it watches. A line “done” dismisses it; the
-pipe's end without one means that the drill died, and everything in the journal is taken back.
+`python -m chaos.healer --env NAME`; its standard input is the pipe that it watches. A line “done” dismisses it. A line
+“heal” asks for everything in the journal to be taken back, by whoever holds the environment meanwhile; the pipe's end
+without either means that the drill died, and the healer holds the environment itself.
 """
 
 import argparse
@@ -9,8 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 from chaos.journal import HealFailed, Journal
 from chaos.ledger import sweep
@@ -18,9 +20,9 @@ from environments.load import find, load
 from provisioning.action import ActionFailed
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session, open_session
-from provisioning.state import State
+from provisioning.state import Busy, State
 
-DONE = "done\n"
+DONE, HEAL = "done\n", "heal\n"
 HEAL_TIMEOUT_S = 600
 END_TIMEOUT_S = 30
 
@@ -41,23 +43,31 @@ def watched_over(name_or_file: str) -> Iterator[None]:
         finally:
             left = journal.held()
             try:
-                process.stdin.write("" if left else DONE)
+                process.stdin.write(HEAL if left else DONE)
                 process.stdin.close()
             except BrokenPipeError:
                 pass  # it ended before; there is nothing to dismiss
             if left:
                 sys.stderr.write(f"{len(left)} faults are not healed yet; trying for {HEAL_TIMEOUT_S // 60} minutes\n")
             process.wait(None if left else END_TIMEOUT_S)
+            if still := journal.held():
+                names = ", ".join(f"{wound.fault} of VM {wound.vmid}" for wound in still)
+                sys.stderr.write(f"NOT healed: {names}; try `python -m chaos heal --env {name_or_file}`\n")
 
 
-def heal_all(session: Session) -> list[str]:
-    """Take back all that is noted, as often as it takes; raises DeadlineExceeded."""
+def heal_all(session: Session, held: Callable[[], AbstractContextManager[None]] = nullcontext) -> list[str]:
+    """Take back all that is noted, and clear what was written, as often as it takes; raises DeadlineExceeded.
+
+    Each time while the environment is `held`. Where another run holds it by now, that one has healed before anything.
+    """
     healed: list[str] = []
 
     def whole() -> bool:
         try:
-            healed.extend(Journal(session.state.broken).heal(session))
-        except HealFailed as error:
+            with held():
+                healed.extend(Journal(session.state.broken).heal(session))
+                sweep(session)
+        except (ActionFailed, Busy, HealFailed) as error:
             raise NotYet(str(error)) from error
         return True
 
@@ -73,14 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     session = open_session(env)
-    if sys.stdin.read().endswith(DONE):
+    told = sys.stdin.read()
+    if told.endswith(DONE):
         return 0
     # The terminal may have gone with the drill.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     try:
-        heal_all(session)
-        sweep(session)
-    except (DeadlineExceeded, ActionFailed):
+        heal_all(session, nullcontext if told.endswith(HEAL) else partial(session.state.locked, "healing"))
+    except DeadlineExceeded:
         return 1
     return 0
 

@@ -52,8 +52,15 @@ class Journal:
         healed, whatever healing said. Raises HealFailed naming the others, or the file that cannot be written.
         """
         by_id = {machine.vmid: machine for machine in session.environment.machines}
-        wanted = [w for w in self.held() if (only is None or w in only) and w.vmid in by_id and w.fault in KINDS]
-        healed, failed = list[Wound](), list[str]()
+        noted = [wound for wound in self.held() if only is None or wound in only]
+        wanted = [wound for wound in noted if wound.vmid in by_id and wound.fault in KINDS]
+        healed = list[Wound]()
+        failed = [
+            f"{wound.fault} of VM {wound.vmid} is NOT healed: the environment has no such machine, or there is no such "
+            f"fault\n  by hand: mend it, and take it out of {self.file}"
+            for wound in noted
+            if wound not in wanted
+        ]
         for down in (True, False):
             group = [wound for wound in wanted if KINDS[wound.fault].takes_down is down]
             with ThreadPoolExecutor(max(1, len(group))) as pool:

@@ -77,15 +77,19 @@ def sweep(session: Session) -> None:
 
 
 def _forget(database: Database, environment: Environment, shell: Shell, mark: str, tables: Iterable[str]) -> None:
-    """The tables, posts and files with the mark, and what WordPress keeps beside them."""
+    """The tables, posts and files with the mark, and what WordPress keeps beside these posts; nothing of others."""
     schema = database.site.database
+    marked = f"FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}"
     database.query(
         "".join(f"DROP TABLE IF EXISTS {schema}.{table}; " for table in tables)
-        + f"DELETE FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}; "
-        f"DELETE FROM {schema}.wp_postmeta WHERE post_id NOT IN (SELECT ID FROM {schema}.wp_posts); "
-        f"DELETE FROM {schema}.wp_term_relationships WHERE object_id NOT IN (SELECT ID FROM {schema}.wp_posts); "
-        f"UPDATE {schema}.wp_term_taxonomy t SET count = (SELECT COUNT(*) FROM {schema}.wp_term_relationships r "
-        "WHERE r.term_taxonomy_id = t.term_taxonomy_id)"
+        # All or nothing: a category counts its published posts (wp-includes/taxonomy.php, _update_post_term_count).
+        + "START TRANSACTION; "
+        f"UPDATE {schema}.wp_term_taxonomy t JOIN (SELECT term_taxonomy_id, COUNT(*) AS gone "
+        f"FROM {schema}.wp_term_relationships WHERE object_id IN (SELECT ID {marked} AND post_status = 'publish') "
+        "GROUP BY term_taxonomy_id) r USING (term_taxonomy_id) SET t.count = t.count - r.gone; "
+        f"DELETE FROM {schema}.wp_term_relationships WHERE object_id IN (SELECT ID {marked}); "
+        f"DELETE FROM {schema}.wp_postmeta WHERE post_id IN (SELECT ID {marked}); "
+        f"DELETE {marked}; COMMIT"
     )
     server = environment.with_role(Role.NFS)[0]
     shell.check(server, _find(environment, f"{mark}*", "-delete"))

@@ -36,6 +36,7 @@ DIRECTORIES: Mapping[str, Callable[[Environment], str]] = {
     "export": lambda environment: environment.nfs.export,
 }
 KEPT = "/var/lib/haproof"  # outlives a reboot, as what is moved there must
+LOCK = "/run/haproof.lock"
 FULL = ".haproof-full"
 INODES_MAX = 2_000_000  # more cannot be made in the time of a drill
 
@@ -64,6 +65,11 @@ NEEDS_PROCESSORS, NEEDS_MEMORY = (
 STILL_FILTERED = "! nft list table inet haproof >/dev/null 2>&1 || echo 'packets are still dropped'"
 STILL_BUSY = "! systemctl is-active --quiet haproof-busy.service || echo 'its processors are still busy'"
 STILL_TAKEN = f"! mountpoint -q {MEMORY} || echo 'its memory is still taken'"
+
+
+def apart(script: str) -> str:
+    """A script that waits for the one before it: whoever began that may be gone, and it goes on."""
+    return f"exec 9>{LOCK}; flock 9; {script}"
 
 
 def expiring(slug: str, expires_s: float, breaks: str) -> str:

@@ -259,6 +259,23 @@ class Hypervisor:
         answer = self.call("get", f"qemu/{vmid}/status/current")
         return self._read(f"the state of {vmid}", answer, lambda told: str(told.get("qmpstatus", told["status"])))
 
+    def settle(self, vmid: int) -> None:
+        """Wait until nothing is under way for `vmid`, whoever asked for it: its power is what it stays then."""
+
+        def settled() -> bool:
+            rows = self.call("get", "tasks", vmid=vmid, source="active")
+            running = self._read(
+                "the list of tasks", rows, lambda told: [str(t["upid"]) for t in told if "endtime" not in t]
+            )
+            if running:
+                raise NotYet(", ".join(running))
+            return True
+
+        try:
+            poll(f"nothing under way for VM {vmid}", settled, timeout_s=TASK_TIMEOUT_S, interval_s=0.5)
+        except DeadlineExceeded as error:
+            raise HypervisorError(f"{error}; look at it in the task list of {self.description.api_url}") from error
+
     def start(self, vmid: int) -> None:
         """Start `vmid` and await the task."""
         self.task("post", f"qemu/{vmid}/status/start")

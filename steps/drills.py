@@ -28,6 +28,7 @@ from chaos.report import as_text, write
 from environments.load import EnvironmentInvalid
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import ProviderError, Session, open_session
+from provisioning.state import Busy
 
 FILES = ("nfs", "nfs/read", "nfs/write")
 
@@ -76,8 +77,9 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         return None
     try:
         session = open_session(config.option.env)
-        healed = Journal(session.state.broken).heal(session)
-    except (EnvironmentInvalid, HealFailed, HypervisorError, ProviderError) as error:
+        with session.state.locked("healing"):
+            healed = Journal(session.state.broken).heal(session)
+    except (Busy, EnvironmentInvalid, HealFailed, HypervisorError, ProviderError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stdout.write("".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n")

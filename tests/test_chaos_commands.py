@@ -6,8 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
@@ -21,8 +23,10 @@ from chaos.lifeline import Lost, helper
 from chaos.probe import Plan, Port
 from chaos.workload import Login, Rows
 from chaos.workload import Plan as Writing
+from provisioning.poll import DeadlineExceeded
+from provisioning.session import Session
 from provisioning.state import State
-from tests.test_chaos_fault import ENVIRONMENT
+from tests.test_chaos_fault import ENVIRONMENT, FACTS
 from tests.test_chaos_judgement import budget, history, life, probes, there, writes
 
 
@@ -58,6 +62,37 @@ def test_nothing_is_broken_without_permission(
     code, output = told(*words)
     assert code == commands.CANNOT_READ
     assert reason in output
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("kublet stopped", "worker"), "did you mean kubelet stopped"),
+        (("kubelet stopped", "workr"), "nothing is called “workr”; did you mean worker"),
+        (("partition", "data node"), "name them by --peers"),
+        (("kubelet stopped", "srvk8s-worker04"), "did you mean srvk8s-worker0"),
+    ],
+)
+def test_a_misspelt_fault_or_target_is_told_the_nearest(
+    words: Sequence[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def watched(_: str) -> Iterator[None]:
+        yield
+
+    permitting(monkeypatch, allowed=True)
+    state = SimpleNamespace(locked=watched)
+    session = SimpleNamespace(environment=ENVIRONMENT, state=state, cluster=None)
+    monkeypatch.setattr(commands, "open_session", lambda _: session)
+    monkeypatch.setattr(commands, "watched_over", watched)
+    monkeypatch.setattr(commands, "Live", lambda *_: SimpleNamespace(facts=lambda: FACTS))
+    code, output = told("strike", *words, "--chaos", ENVIRONMENT.name)
+    assert (code, reason in output) == (commands.CANNOT_READ, True), output
+
+
+def test_every_fault_and_whom_it_may_strike_is_listed() -> None:
+    code, output = told("faults")
+    assert (code, "etcd frozen" in output, "worker with a replica" in output) == (0, True, True)
 
 
 @pytest.fixture
@@ -147,7 +182,7 @@ def test_an_answer_that_cannot_be_recorded_ends_the_process_at_once(module: str,
     assert (tmp_path / "f.jsonl").stat().st_size >= 4000
 
 
-@pytest.mark.parametrize(("wounds", "heard"), [([], "done\n"), ([Wound("power cut", 111)], "")])
+@pytest.mark.parametrize(("wounds", "heard"), [([], "done\n"), ([Wound("power cut", 111)], "heal\n")])
 def test_a_healer_is_dismissed_only_where_nothing_is_broken(
     wounds: list[Wound], heard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,3 +194,17 @@ def test_a_healer_is_dismissed_only_where_nothing_is_broken(
     with healer.watched_over("lab"):
         Journal(State.of("lab").broken).note(wounds)
     assert (tmp_path / "heard").read_text() == heard
+
+
+def test_a_healer_whose_drill_died_keeps_off_whoever_came_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next drill healed before it began: what is noted now is its own."""
+    state, swept = State(tmp_path), list[str]()
+    monkeypatch.setattr(healer, "HEAL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(healer, "sweep", lambda _: swept.append("swept"))
+    monkeypatch.setattr(Journal, "heal", lambda *_: ["power cut of a machine"])
+    session = cast(Session, SimpleNamespace(state=state))
+    with state.locked("the next drill"), pytest.raises(DeadlineExceeded, match=r"in use by .*the next drill"):
+        healer.heal_all(session, partial(State(tmp_path).locked, "healing"))
+    assert swept == []
+    assert healer.heal_all(session, partial(state.locked, "healing")) == ["power cut of a machine"]
+    assert swept == ["swept"]

@@ -221,6 +221,14 @@ def test_a_task_that_did_not_get_a_lock_is_begun_again(asked: Ask) -> None:
     assert [line.split()[0] for line in server.asked] == ["POST", "GET", "GET", "POST", "GET"]
 
 
+def test_a_machine_is_settled_when_nothing_is_under_way_for_it(asked: Ask) -> None:
+    """Proxmox VE lists what has just ended among what is active."""
+    under_way, over = {"upid": UPID}, {"upid": UPID, "endtime": 1, "status": "OK"}
+    hypervisor, server = asked(Says({"data": [under_way]}), Says({"data": [over]}))
+    hypervisor.settle(111)
+    assert [line.endswith("/tasks") for line in server.asked] == [True, True]
+
+
 # What is no answer of Proxmox VE
 
 
