@@ -1,5 +1,6 @@
 """A run's verdict, its folder, the signature under it, and how runs are held against each other."""
 
+import hashlib
 import json
 import random
 import re
@@ -122,7 +123,7 @@ def finished(place: Path) -> Path:
     (drill / "verdict.json").write_text(json.dumps(DRILL))
     (drill / "timeline.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     assert evidence.log(1, "A worker", "srvk8s-worker01: uname -r (exit code 0)") == "logs/001-a-worker.txt"
-    evidence.finish(record(), find("lab"))
+    evidence.finish(record(), find("lab").read_bytes())
     evidence.publish()
     return evidence.folder
 
@@ -557,6 +558,24 @@ def test_a_run_is_kept_whole_signed_and_remembered(project: Project) -> None:
     with Archive.at(project.pytester.path / "state/haproof/history.sqlite") as archive:
         (run,) = archive.runs("seed", 5)
     assert run.figures == dict(record.figures)
+
+
+@pytest.mark.parametrize("change", ["file.write_text('another')", "file.unlink()"])
+def test_what_was_judged_is_certified_though_it_changed_meanwhile(
+    project: Project, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def of_software(root: Path) -> Software:
+        return Software(commit="b" * 40 if (root / "changed").exists() else "a" * 40, changed=False, python="3")
+
+    monkeypatch.setattr(versions, "of_software", of_software)
+    steps = ("from pathlib import Path", "file = Path('seed.toml')", "Path('changed').touch()", change)
+    assert project.run("; ".join(steps)) == 0
+    folder, record = project.pytester.path / "out/seed/latest", project.record
+    kept = (folder / "environment.toml").read_bytes()
+    assert b'name = "seed"' in kept
+    assert record.sha256 == hashlib.sha256(kept).hexdigest()
+    assert record.software.commit == "a" * 40
+    assert verify(folder, []).complaints == ()
 
 
 def test_a_history_that_cannot_be_kept_does_not_take_the_certificate_back(
