@@ -217,7 +217,8 @@ class Certificate:
             )
         )
         found.finish(record, subject.description)
-        attestation.sign(found.folder, Path(self._config.option.signing_key or attestation.default_key()))
+        named = self._config.option.signing_key
+        attestation.sign(found.folder, attestation.own_key() if named is None else named)
         found.publish()
         return record
 
@@ -339,12 +340,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--signing-key",
         metavar="FILE",
-        help="private key in PEM that signs the certificate (default: one of this user's own, made when missing)",
+        type=Path,
+        help="private key in PEM that signs the certificate (default: one of your own, made when missing)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin a certificate for the features of this run's root folder."""
+    """Begin a certificate for the features of this run's root folder.
+
+    Raises pytest.UsageError for a key that cannot sign: it is better told before anything is judged.
+    """
+    if (named := config.option.signing_key) is not None:
+        try:
+            attestation.signer_of(named)
+        except attestation.NotSigned as error:
+            raise pytest.UsageError(
+                f"--signing-key: {error}; name a file that holds one, or leave the option out to sign with your own"
+            ) from error
     folder = config.rootpath / str(config.getini("bdd_features_base_dir") or "features")
     config.pluginmanager.register(Certificate(config, folder), PLUGIN)
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from certificate import versions
 from certificate.__main__ import app
 from certificate.archive import Archive
-from certificate.attestation import FILE, PUBLIC_KEY, NotSigned, sign, signer_of, verify
+from certificate.attestation import FILE, PUBLIC_KEY, NotSigned, own_key, sign, verify
 from certificate.evidence import Evidence, secrets_of, without, write
 from certificate.figures import FRONT_PAGE, of_drill, of_front_page, of_scenarios
 from certificate.promises import Promise
@@ -130,8 +130,13 @@ def finished(place: Path) -> Path:
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    signer_of(tmp_path / "key.pem")
-    return tmp_path / "key.pem"
+    return new_key(tmp_path / "key.pem")
+
+
+def new_key(file: Path) -> Path:
+    """`file`, with a private key in it."""
+    file.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return file
 
 
 def test_the_page_shows_each_promise_with_its_evidence_and_needs_nothing_else(folder: Path) -> None:
@@ -191,7 +196,6 @@ def test_a_verdict_that_its_scenarios_do_not_bear_out_is_told(folder: Path) -> N
 
 def test_what_is_signed_is_verified_without_the_target(folder: Path, key: Path) -> None:
     sign(folder, key)
-    assert key.stat().st_mode & 0o777 == 0o600
     found = verify(folder, [key])
     assert (found.complaints, found.known, found.outcome) == ((), True, "certified")
     assert verify(folder, []).known is False
@@ -251,8 +255,7 @@ def test_an_unknown_key_is_told_where_none_was_named(folder: Path, key: Path, mo
 def test_a_forged_attestation_and_a_strangers_are_told_apart(folder: Path, key: Path, tmp_path: Path) -> None:
     sign(folder, key)
     envelope = json.loads((folder / FILE).read_text())
-    signer_of(tmp_path / "other.pem")
-    sign(folder, tmp_path / "other.pem")
+    sign(folder, new_key(tmp_path / "other.pem"))
     stranger = CliRunner().invoke(app, ["verify", str(folder), "--key", str(key)])
     assert (stranger.exit_code, "none of the keys" in stranger.output) == (1, True)
     # The payload of one, under the signature of the other.
@@ -271,6 +274,18 @@ def test_a_key_that_is_none_is_one_clear_message(folder: Path, tmp_path: Path) -
     (tmp_path / "note.txt").write_text("not a key")
     with pytest.raises(NotSigned, match=r"note\.txt is no private key"):
         sign(folder, tmp_path / "note.txt")
+
+
+def test_no_key_is_made_but_ones_own_and_for_its_owner_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    sign(folder, own_key())
+    assert own_key().stat().st_mode & 0o777 == 0o600
+    assert verify(folder, [own_key()]).complaints == ()
+    with pytest.raises(NotSigned, match=r"mistyped\.pem is no private key"):
+        sign(folder, tmp_path / "mistyped.pem")
+    assert not (tmp_path / "mistyped.pem").exists()
 
 
 @given(st.binary() | st.text().map(str.encode) | st.just(b'{"environment": "lab"}'))
@@ -590,9 +605,22 @@ def test_a_history_that_cannot_be_kept_does_not_take_the_certificate_back(
     assert verify(project.pytester.path / "out/seed/latest", []).complaints == ()
 
 
-def test_a_key_that_cannot_be_used_certifies_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["note.txt", "mistyped.pem", ""])
+def test_a_named_key_that_cannot_sign_ends_the_run_before_anything_is_judged(
+    project: Project, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     (project.pytester.path / "note.txt").write_text("not a key")
-    assert project.run("pass", "--signing-key", "note.txt") == 6
+    assert project.run("pass", "--signing-key", name) == pytest.ExitCode.USAGE_ERROR
+    told = capsys.readouterr()
+    assert f"--signing-key: {name or '.'} is no private key" in told.out + told.err
+    assert "leave the option out to sign with your own" in told.out + told.err
+    assert not (project.pytester.path / "out").exists()
+    assert not (project.pytester.path / "mistyped.pem").exists()
+
+
+def test_a_key_that_is_gone_at_the_end_certifies_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    new_key(project.pytester.path / "key.pem")
+    assert project.run("__import__('pathlib').Path('key.pem').unlink()", "--signing-key", "key.pem") == 6
     assert "nothing is certified" in capsys.readouterr().out
     assert not (project.pytester.path / "out/seed/latest").exists()
 
