@@ -160,7 +160,7 @@ def test_a_scenario_without_a_drill_tells_how_to_run_it_again(folder: Path) -> N
 
 def test_a_certificate_from_before_commands_and_figures_were_kept_is_still_read(folder: Path) -> None:
     told = json.loads((folder / "certificate.json").read_text())
-    for name in ("interrupted", "figures", "compared_with", "slower"):
+    for name in ("interrupted", "figures", "compared_with", "figures_compared", "slower"):
         del told[name]
     for scenario in told["scenarios"]:
         del scenario["command"]
@@ -335,7 +335,7 @@ def test_the_more_figures_are_looked_at_the_less_does_chance_make_a_finding() ->
     assert effects({"a": 60.0, "new": 1.0}, {"a": usual}) == effects({"a": 60.0}, {"a": usual})
 
 
-def test_noise_is_a_finding_in_one_run_of_twenty_at_most() -> None:
+def test_noise_is_a_finding_in_one_run_of_forty_at_most() -> None:
     """Runs of a target that never changes: sixty figures each, of which none may be taken for worse."""
     dice = random.Random(5)
 
@@ -357,8 +357,13 @@ def test_figures_of_a_drill() -> None:
 def test_a_nightly_run_has_figures_without_a_drill(folder: Path) -> None:
     (drill,) = record().scenarios
     quick = drill.model_copy(update={"name": "Pods answer", "evidence": (), "duration_s": 2.5})
-    broken = quick.model_copy(update={"name": "Broke", "verdict": Verdict.UNKNOWN})
-    found = of_scenarios([drill, quick, broken], folder)
+    others = [
+        one.model_copy(update={"name": f"{one.name}, {verdict}", "verdict": verdict, "evidence": ()})
+        for one in (drill, quick)
+        for verdict in Verdict
+        if verdict is not Verdict.PROVEN
+    ]
+    found = of_scenarios([drill, quick, *others], folder)
     assert found == dict(of_drill(DRILL)) | {"Pods answer: took, s": 2.5}
 
 
@@ -384,7 +389,7 @@ def test_a_slower_recovery_is_found_among_runs_of_the_same_environment(
     for number, away_s in enumerate((40.0, 41.0, 40.5)):
         assert kept(tmp_path, number, away_s).slower == ()
     slow = kept(tmp_path, 3, 55.0)
-    assert slow.compared_with == 3
+    assert (slow.compared_with, slow.figures_compared) == (3, 1)
     assert str(slow.slower[0]).startswith("slower than before: worker-power: vip away, s: 55.0, usually 40.5; +14.5 (+")
     # Another description is another target.
     other = kept(tmp_path, 4, 90.0, "1" * 64)
@@ -411,11 +416,28 @@ def test_what_became_slower_is_in_the_certificate_that_is_signed(folder: Path, k
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(0, "Not compared: 0 earlier runs"), (3, "Nothing is slower than in 3 earlier runs")]
+    ("count", "compared", "told"),
+    [
+        (0, 0, "Not compared: 0 earlier runs"),
+        (3, 0, "Not compared: of this run's 2 figures, none is in 3 of the 3 earlier runs"),
+        (3, 1, "Nothing that was compared is slower than in 3 earlier runs"),
+    ],
 )
-def test_nothing_slower_is_not_said_where_nothing_was_compared(folder: Path, count: int, told: str) -> None:
-    write(folder, record(compared_with=count))
-    assert told in (folder / "certificate.html").read_text()
+def test_nothing_slower_is_not_said_where_nothing_was_compared(
+    folder: Path, count: int, compared: int, told: str
+) -> None:
+    write(folder, record(compared_with=count, figures_compared=compared, figures={"a": 1.0, "b": 2.0}))
+    page = (folder / "certificate.html").read_text()
+    assert told in page
+    assert ("Compared: 1 of this run's 2 figures" in page) is (compared == 1)
+
+
+def test_a_first_drill_after_quiet_runs_is_not_compared(tmp_path: Path) -> None:
+    for number in range(3):
+        kept(tmp_path, number, 40.0)
+    with Archive.at(tmp_path / "haproof/history.sqlite") as archive:
+        drill = archive.compared(record(figures={"master-power: vip away, s": 50.0}))
+    assert (drill.compared_with, drill.figures_compared, drill.slower) == (3, 0, ())
 
 
 def test_a_history_that_is_none_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
