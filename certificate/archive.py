@@ -74,19 +74,20 @@ class Archive:
         (count,) = self._connection.execute(
             f"SELECT COUNT(*) FROM run {of_it}", (record.environment, record.sha256)
         ).fetchone()
+        found = effects(record.figures, earlier)
         slower = tuple(
             Change(
                 name=name,
                 value=record.figures[name],
-                usual=found.usual,
-                difference=found.difference,
-                low=found.low,
-                high=found.high,
+                usual=one.usual,
+                difference=one.difference,
+                low=one.low,
+                high=one.high,
             )
-            for name, found in effects(record.figures, earlier).items()
-            if found.is_worse
+            for name, one in found.items()
+            if one.is_worse
         )
-        return record.model_copy(update={"compared_with": count, "slower": slower})
+        return record.model_copy(update={"compared_with": count, "figures_compared": len(found), "slower": slower})
 
     def add(self, folder: Path, record: Record) -> None:
         """Keep a run."""

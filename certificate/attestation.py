@@ -63,17 +63,23 @@ def default_key() -> Path:
     return base / "haproof" / "signing-key.pem"
 
 
-def signer_of(file: Path) -> CryptoSigner:
-    """The signer whose private key `file` holds; a missing one is made, readable by its owner only.
-
-    Raises NotSigned when it holds something else.
-    """
+def own_key() -> Path:
+    """The user's own signing key, made when missing and readable by its owner only; raises NotSigned."""
+    file = default_key()
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             new = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as made:
                 made.write(new)
+    except OSError as error:
+        raise NotSigned(f"{file} cannot be made: {error}") from error
+    return file
+
+
+def signer_of(file: Path) -> CryptoSigner:
+    """The signer whose private key `file` holds; raises NotSigned when it is missing or holds something else."""
+    try:
         return CryptoSigner(load_pem_private_key(file.read_bytes(), None))
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise NotSigned(f"{file} is no private key without a passphrase, in PEM: {error}") from error

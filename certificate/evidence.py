@@ -64,9 +64,9 @@ class Evidence:
                 if told != held:
                     file.write_bytes(told)
 
-    def finish(self, record: Record, environment_file: Path) -> None:
+    def finish(self, record: Record, description: bytes) -> None:
         """Write the run for people and programs; the record last of all, so that a part is never taken for a whole."""
-        (self.folder / "environment.toml").write_bytes(environment_file.read_bytes())
+        (self.folder / "environment.toml").write_bytes(description)
         write(self.folder, record)
 
     def publish(self) -> None:

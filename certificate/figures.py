@@ -20,11 +20,11 @@ LASTED = "{name}: took, s"
 def of_scenarios(scenarios: Iterable[ScenarioRecord], folder: Path) -> dict[str, float]:
     """By name: how long each scenario took, and of drills how long each layer was away and until all was whole again.
 
-    Of a scenario that was not judged there is none: what ended early is no measure.
+    Of proven scenarios only: any other may have ended early, at what failed or at a timeout, which is no measure.
     """
     found: dict[str, float] = {}
     for one in scenarios:
-        if one.verdict in (Verdict.PROVEN, Verdict.REFUTED):
+        if one.verdict is Verdict.PROVEN:
             drills = [folder / name for name in one.evidence if Path(name).name == "verdict.json"]
             for file in drills:
                 found |= dict(of_drill(json.loads(file.read_text())))

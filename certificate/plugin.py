@@ -1,5 +1,6 @@
 """A pytest plugin: the outcome “not exercised”, and at the end what is known of every promise, kept and signed."""
 
+import hashlib
 import shlex
 import sys
 import time
@@ -17,7 +18,7 @@ from certificate import attestation, figures, versions
 from certificate.archive import Archive
 from certificate.evidence import Evidence, secrets_of, without
 from certificate.promises import Promise, Scenario, evidence, read, tags_of, templates
-from certificate.record import PromiseRecord, Record, ScenarioRecord
+from certificate.record import PromiseRecord, Record, ScenarioRecord, Software
 from certificate.verdict import (
     Finding,
     NotExercised,
@@ -28,7 +29,7 @@ from certificate.verdict import (
     of_run,
     weightiest,
 )
-from environments.load import find
+from environments.load import EnvironmentInvalid, find
 from provisioning.session import Session
 
 CATEGORY = "not exercised"
@@ -54,6 +55,14 @@ class Course:
     folders: list[Path] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is judged, and what judges it, as both were before the target was opened: files may change meanwhile."""
+
+    description: bytes
+    software: Software
+
+
 class Certificate:
     """Gathers what each scenario's phases showed, prints what that makes of the promises, and keeps it."""
 
@@ -66,6 +75,7 @@ class Certificate:
         self._setting_up_s = 0.0
         self._began = datetime.now(UTC)
         self._target: Session | None = None
+        self._subject: Subject | None = None
         self._kept: Record | None = None
         self._trouble: list[str] = []
         self._secrets: tuple[str, ...] = ()
@@ -91,12 +101,21 @@ class Certificate:
         To bring it up is no part of how long the scenario took that came first.
         """
         began_s = time.monotonic()
+        subject = self._at_hand() if fixturedef.argname == "target" else None
         made = yield
-        if fixturedef.argname == "target" and isinstance(made, Session):
-            self._target = made
+        if subject is not None and isinstance(made, Session):
+            self._target, self._subject = made, subject
             self._secrets = secrets_of(made.environment)
             self._setting_up_s = time.monotonic() - began_s
         return made
+
+    def _at_hand(self) -> Subject | None:
+        """What is about to be judged; None without a description, of which the target's opening tells."""
+        try:
+            description = find(self._config.getoption("env", "")).read_bytes()
+        except (EnvironmentInvalid, OSError):
+            return None
+        return Subject(description, versions.of_software(self._config.rootpath))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -150,11 +169,11 @@ class Certificate:
         """Keep and sign what was found, where a target was judged; the exit code says what pytest's own cannot."""
         if self._courses:
             self._end_of_the_awaited()
-        if self._target is None or not self._courses:
+        if self._target is None or self._subject is None or not self._courses:
             return
         interrupted = "" if exitstatus in ENDED else f"the run was interrupted (pytest's exit code {int(exitstatus)})"
         try:
-            self._kept = self._keep(self._target, interrupted)
+            self._kept = self._keep(self._target, self._subject, interrupted)
         except (OSError, attestation.NotSigned) as error:
             self._trouble.append(f"the certificate could not be written: {error}; nothing is certified")
             session.exitstatus = NOT_JUDGED
@@ -168,11 +187,10 @@ class Certificate:
         for scenario in self._awaited.values():
             self._courses.setdefault(scenario, Course()).findings.append(UNFINISHED)
 
-    def _keep(self, target: Session, interrupted: str) -> Record:
+    def _keep(self, target: Session, subject: Subject, interrupted: str) -> Record:
         found, environment = self._evidence(target), target.environment
         found.folder.mkdir(parents=True, exist_ok=True)
         found.blot(self._secrets)
-        file = find(self._config.option.env)
         judged = self.judged()
         outcome, reasons = of_run({promise: (finding, each) for promise, finding, each in judged}, interrupted)
         scenarios = tuple(self._scenarios(found))
@@ -180,11 +198,11 @@ class Certificate:
         record = self._compared(
             Record(
                 environment=environment.name,
-                sha256=attestation.digest(file),
+                sha256=hashlib.sha256(subject.description).hexdigest(),
                 began=self._began,
                 ended=datetime.now(UTC),
                 command=without(self._secrets, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-                software=versions.of_software(self._config.rootpath),
+                software=subject.software,
                 versions=versions.of_target(target),
                 emulated=target.environment.stand_ins,
                 outcome=outcome,
@@ -198,8 +216,9 @@ class Certificate:
                 figures={**figures.of_scenarios(scenarios, found.folder), **front_page},
             )
         )
-        found.finish(record, file)
-        attestation.sign(found.folder, Path(self._config.option.signing_key or attestation.default_key()))
+        found.finish(record, subject.description)
+        named = self._config.option.signing_key
+        attestation.sign(found.folder, attestation.own_key() if named is None else named)
         found.publish()
         return record
 
@@ -321,12 +340,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--signing-key",
         metavar="FILE",
-        help="private key in PEM that signs the certificate (default: one of this user's own, made when missing)",
+        type=Path,
+        help="private key in PEM that signs the certificate (default: one of your own, made when missing)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin a certificate for the features of this run's root folder."""
+    """Begin a certificate for the features of this run's root folder.
+
+    Raises pytest.UsageError for a key that cannot sign: it is better told before anything is judged.
+    """
+    if (named := config.option.signing_key) is not None:
+        try:
+            attestation.signer_of(named)
+        except attestation.NotSigned as error:
+            raise pytest.UsageError(
+                f"--signing-key: {error}; name a file that holds one, or leave the option out to sign with your own"
+            ) from error
     folder = config.rootpath / str(config.getini("bdd_features_base_dir") or "features")
     config.pluginmanager.register(Certificate(config, folder), PLUGIN)
 

@@ -80,7 +80,8 @@ class Software(Part):
 class Record(Part):
     """A whole run. `versions` are the target's components; `sha256` of the environment's file.
 
-    `figures` are what is held against the `compared_with` earlier runs of the same file; `slower`, what that showed.
+    `figures` are what is held against the `compared_with` earlier runs of the same file; so many of them as
+    `figures_compared` are in enough of those, and `slower` is what that showed.
     """
 
     environment: str
@@ -98,6 +99,7 @@ class Record(Part):
     interrupted: str = ""
     figures: Mapping[str, float] = {}
     compared_with: int = 0
+    figures_compared: int = 0
     slower: tuple[Change, ...] = ()
 
     @classmethod

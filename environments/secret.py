@@ -20,7 +20,9 @@ class SecretRef(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return {"reference": value} if isinstance(value, str) else value
+        # Whatever else stands here may be the secret: it is judged as a reference, whose faults repeat no value.
+        named = isinstance(value, dict) and value.keys() == {"reference"}
+        return value if named or isinstance(value, SecretRef) else {"reference": value}
 
     @model_serializer
     def _as_text(self) -> str:

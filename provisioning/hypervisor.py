@@ -18,7 +18,11 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 LOG = logging.getLogger(__name__)
 TASK_TIMEOUT_S = 600
 STOP_TIMEOUT_S = 180  # systemd gives a unit 90 s to stop, and Pods are units of the node
-LOCKED = re.compile(r"can't lock file|got timeout|is locked|trying to acquire lock", re.IGNORECASE)
+# A lock that is held, and nothing else that ran out of time: "VM quit/powerdown failed - got timeout" is an answer.
+# A task that got its lock after all wrote OK behind.
+LOCKED = re.compile(
+    r"can't lock file|is locked|got lock request timeout|trying to acquire (cfs )?lock(?!.*\bOK\b)", re.IGNORECASE
+)
 # What a proxy says for an API that is away, and what Proxmox VE says for a node that is (595 to 597: AnyEvent::HTTP).
 # Its own 500 is mostly a refusal, which asking again does not change.
 NOT_REACHED = (503, 595)

@@ -326,19 +326,30 @@ class MachinesRunning:
     context: Machines
     name: str = "machines running"
 
-    def _stopped(self) -> list[Machine]:
+    def _halted(self) -> list[tuple[Machine, str]]:
+        """Each machine that does not run, and its state; each is asked, as the list calls a paused one running."""
         mine = self.context.mine()
-        return [m for m in self.context.machines if m.name not in mine or mine[m.name].status != "running"]
+        states = {machine.name: "stopped" for machine in self.context.machines}
+
+        def ask(machine: Machine) -> None:
+            if machine.name in mine:
+                states[machine.name] = self.context.hypervisor.power(machine.vmid)
+
+        as_action(lambda: in_parallel(self.context.machines, ask))
+        return [(m, states[m.name]) for m in self.context.machines if states[m.name] != "running"]
 
     def pending(self) -> Sequence[str]:
         """A line for each machine that does not run; one that runs but is paused counts as not running."""
-        return [f"start {machine.name}" for machine in self._stopped()]
+        return [f"{'start' if state == 'stopped' else 'resume'} {machine.name}" for machine, state in self._halted()]
 
     def apply(self) -> None:
-        """Start what is stopped."""
-        in_parallel(self._stopped(), self._start)
+        """Start what is stopped, and let go on what is paused."""
+        in_parallel(self._halted(), lambda halted: self._run(*halted))
 
-    def _start(self, machine: Machine) -> None:
+    def _run(self, machine: Machine, state: str) -> None:
+        if state != "stopped":
+            as_action(lambda: self.context.hypervisor.resume(machine.vmid))
+            return
         address = str(self.context.environment.address(machine))
         if answers(address):
             raise ActionFailed(

@@ -1,5 +1,6 @@
 """A run's verdict, its folder, the signature under it, and how runs are held against each other."""
 
+import hashlib
 import json
 import random
 import re
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from certificate import versions
 from certificate.__main__ import app
 from certificate.archive import Archive
-from certificate.attestation import FILE, PUBLIC_KEY, NotSigned, sign, signer_of, verify
+from certificate.attestation import FILE, PUBLIC_KEY, NotSigned, own_key, sign, verify
 from certificate.evidence import Evidence, secrets_of, without, write
 from certificate.figures import FRONT_PAGE, of_drill, of_front_page, of_scenarios
 from certificate.promises import Promise
@@ -122,15 +123,20 @@ def finished(place: Path) -> Path:
     (drill / "verdict.json").write_text(json.dumps(DRILL))
     (drill / "timeline.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     assert evidence.log(1, "A worker", "srvk8s-worker01: uname -r (exit code 0)") == "logs/001-a-worker.txt"
-    evidence.finish(record(), find("lab"))
+    evidence.finish(record(), find("lab").read_bytes())
     evidence.publish()
     return evidence.folder
 
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    signer_of(tmp_path / "key.pem")
-    return tmp_path / "key.pem"
+    return new_key(tmp_path / "key.pem")
+
+
+def new_key(file: Path) -> Path:
+    """`file`, with a private key in it."""
+    file.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return file
 
 
 def test_the_page_shows_each_promise_with_its_evidence_and_needs_nothing_else(folder: Path) -> None:
@@ -154,7 +160,7 @@ def test_a_scenario_without_a_drill_tells_how_to_run_it_again(folder: Path) -> N
 
 def test_a_certificate_from_before_commands_and_figures_were_kept_is_still_read(folder: Path) -> None:
     told = json.loads((folder / "certificate.json").read_text())
-    for name in ("interrupted", "figures", "compared_with", "slower"):
+    for name in ("interrupted", "figures", "compared_with", "figures_compared", "slower"):
         del told[name]
     for scenario in told["scenarios"]:
         del scenario["command"]
@@ -190,7 +196,6 @@ def test_a_verdict_that_its_scenarios_do_not_bear_out_is_told(folder: Path) -> N
 
 def test_what_is_signed_is_verified_without_the_target(folder: Path, key: Path) -> None:
     sign(folder, key)
-    assert key.stat().st_mode & 0o777 == 0o600
     found = verify(folder, [key])
     assert (found.complaints, found.known, found.outcome) == ((), True, "certified")
     assert verify(folder, []).known is False
@@ -250,8 +255,7 @@ def test_an_unknown_key_is_told_where_none_was_named(folder: Path, key: Path, mo
 def test_a_forged_attestation_and_a_strangers_are_told_apart(folder: Path, key: Path, tmp_path: Path) -> None:
     sign(folder, key)
     envelope = json.loads((folder / FILE).read_text())
-    signer_of(tmp_path / "other.pem")
-    sign(folder, tmp_path / "other.pem")
+    sign(folder, new_key(tmp_path / "other.pem"))
     stranger = CliRunner().invoke(app, ["verify", str(folder), "--key", str(key)])
     assert (stranger.exit_code, "none of the keys" in stranger.output) == (1, True)
     # The payload of one, under the signature of the other.
@@ -270,6 +274,18 @@ def test_a_key_that_is_none_is_one_clear_message(folder: Path, tmp_path: Path) -
     (tmp_path / "note.txt").write_text("not a key")
     with pytest.raises(NotSigned, match=r"note\.txt is no private key"):
         sign(folder, tmp_path / "note.txt")
+
+
+def test_no_key_is_made_but_ones_own_and_for_its_owner_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    sign(folder, own_key())
+    assert own_key().stat().st_mode & 0o777 == 0o600
+    assert verify(folder, [own_key()]).complaints == ()
+    with pytest.raises(NotSigned, match=r"mistyped\.pem is no private key"):
+        sign(folder, tmp_path / "mistyped.pem")
+    assert not (tmp_path / "mistyped.pem").exists()
 
 
 @given(st.binary() | st.text().map(str.encode) | st.just(b'{"environment": "lab"}'))
@@ -319,7 +335,7 @@ def test_the_more_figures_are_looked_at_the_less_does_chance_make_a_finding() ->
     assert effects({"a": 60.0, "new": 1.0}, {"a": usual}) == effects({"a": 60.0}, {"a": usual})
 
 
-def test_noise_is_a_finding_in_one_run_of_twenty_at_most() -> None:
+def test_noise_is_a_finding_in_one_run_of_forty_at_most() -> None:
     """Runs of a target that never changes: sixty figures each, of which none may be taken for worse."""
     dice = random.Random(5)
 
@@ -341,8 +357,13 @@ def test_figures_of_a_drill() -> None:
 def test_a_nightly_run_has_figures_without_a_drill(folder: Path) -> None:
     (drill,) = record().scenarios
     quick = drill.model_copy(update={"name": "Pods answer", "evidence": (), "duration_s": 2.5})
-    broken = quick.model_copy(update={"name": "Broke", "verdict": Verdict.UNKNOWN})
-    found = of_scenarios([drill, quick, broken], folder)
+    others = [
+        one.model_copy(update={"name": f"{one.name}, {verdict}", "verdict": verdict, "evidence": ()})
+        for one in (drill, quick)
+        for verdict in Verdict
+        if verdict is not Verdict.PROVEN
+    ]
+    found = of_scenarios([drill, quick, *others], folder)
     assert found == dict(of_drill(DRILL)) | {"Pods answer: took, s": 2.5}
 
 
@@ -368,7 +389,7 @@ def test_a_slower_recovery_is_found_among_runs_of_the_same_environment(
     for number, away_s in enumerate((40.0, 41.0, 40.5)):
         assert kept(tmp_path, number, away_s).slower == ()
     slow = kept(tmp_path, 3, 55.0)
-    assert slow.compared_with == 3
+    assert (slow.compared_with, slow.figures_compared) == (3, 1)
     assert str(slow.slower[0]).startswith("slower than before: worker-power: vip away, s: 55.0, usually 40.5; +14.5 (+")
     # Another description is another target.
     other = kept(tmp_path, 4, 90.0, "1" * 64)
@@ -395,11 +416,28 @@ def test_what_became_slower_is_in_the_certificate_that_is_signed(folder: Path, k
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(0, "Not compared: 0 earlier runs"), (3, "Nothing is slower than in 3 earlier runs")]
+    ("count", "compared", "told"),
+    [
+        (0, 0, "Not compared: 0 earlier runs"),
+        (3, 0, "Not compared: of this run's 2 figures, none is in 3 of the 3 earlier runs"),
+        (3, 1, "Nothing that was compared is slower than in 3 earlier runs"),
+    ],
 )
-def test_nothing_slower_is_not_said_where_nothing_was_compared(folder: Path, count: int, told: str) -> None:
-    write(folder, record(compared_with=count))
-    assert told in (folder / "certificate.html").read_text()
+def test_nothing_slower_is_not_said_where_nothing_was_compared(
+    folder: Path, count: int, compared: int, told: str
+) -> None:
+    write(folder, record(compared_with=count, figures_compared=compared, figures={"a": 1.0, "b": 2.0}))
+    page = (folder / "certificate.html").read_text()
+    assert told in page
+    assert ("Compared: 1 of this run's 2 figures" in page) is (compared == 1)
+
+
+def test_a_first_drill_after_quiet_runs_is_not_compared(tmp_path: Path) -> None:
+    for number in range(3):
+        kept(tmp_path, number, 40.0)
+    with Archive.at(tmp_path / "haproof/history.sqlite") as archive:
+        drill = archive.compared(record(figures={"master-power: vip away, s": 50.0}))
+    assert (drill.compared_with, drill.figures_compared, drill.slower) == (3, 0, ())
 
 
 def test_a_history_that_is_none_is_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,6 +597,24 @@ def test_a_run_is_kept_whole_signed_and_remembered(project: Project) -> None:
     assert run.figures == dict(record.figures)
 
 
+@pytest.mark.parametrize("change", ["file.write_text('another')", "file.unlink()"])
+def test_what_was_judged_is_certified_though_it_changed_meanwhile(
+    project: Project, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    def of_software(root: Path) -> Software:
+        return Software(commit="b" * 40 if (root / "changed").exists() else "a" * 40, changed=False, python="3")
+
+    monkeypatch.setattr(versions, "of_software", of_software)
+    steps = ("from pathlib import Path", "file = Path('seed.toml')", "Path('changed').touch()", change)
+    assert project.run("; ".join(steps)) == 0
+    folder, record = project.pytester.path / "out/seed/latest", project.record
+    kept = (folder / "environment.toml").read_bytes()
+    assert b'name = "seed"' in kept
+    assert record.sha256 == hashlib.sha256(kept).hexdigest()
+    assert record.software.commit == "a" * 40
+    assert verify(folder, []).complaints == ()
+
+
 def test_a_history_that_cannot_be_kept_does_not_take_the_certificate_back(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -571,9 +627,22 @@ def test_a_history_that_cannot_be_kept_does_not_take_the_certificate_back(
     assert verify(project.pytester.path / "out/seed/latest", []).complaints == ()
 
 
-def test_a_key_that_cannot_be_used_certifies_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["note.txt", "mistyped.pem", ""])
+def test_a_named_key_that_cannot_sign_ends_the_run_before_anything_is_judged(
+    project: Project, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     (project.pytester.path / "note.txt").write_text("not a key")
-    assert project.run("pass", "--signing-key", "note.txt") == 6
+    assert project.run("pass", "--signing-key", name) == pytest.ExitCode.USAGE_ERROR
+    told = capsys.readouterr()
+    assert f"--signing-key: {name or '.'} is no private key" in told.out + told.err
+    assert "leave the option out to sign with your own" in told.out + told.err
+    assert not (project.pytester.path / "out").exists()
+    assert not (project.pytester.path / "mistyped.pem").exists()
+
+
+def test_a_key_that_is_gone_at_the_end_certifies_nothing(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    new_key(project.pytester.path / "key.pem")
+    assert project.run("__import__('pathlib').Path('key.pem').unlink()", "--signing-key", "key.pem") == 6
     assert "nothing is certified" in capsys.readouterr().out
     assert not (project.pytester.path / "out/seed/latest").exists()
 

@@ -248,10 +248,37 @@ def test_all_faults_are_told_at_once(tmp_path: Path, text: str) -> None:
     assert {fault.key for fault in error.faults} == {"ndb.replica", "machines[1].vmid", "wordpress.replicas"}
 
 
-def test_a_secret_in_the_file_is_refused_without_being_repeated(tmp_path: Path, text: str) -> None:
-    error = broken(tmp_path, text, ("file:/var/lib/haproof-lab/api-token", SECRET))
-    assert [fault.key for fault in error.faults] == ["hypervisor.token"]
-    assert SECRET not in str(error)
+@pytest.mark.parametrize(
+    ("written", "secret"),
+    [
+        (f'"{SECRET}"', SECRET),
+        ("12345678", "12345678"),
+        ("-1234.5678", "1234.5678"),
+        ("0xDEADBEEF", "3735928559"),
+        ("true", "true"),
+        ("1979-05-27", "1979"),
+        ("1979-05-27T07:32:00Z", "1979"),
+        ("07:32:00", "32"),
+        (f'["{SECRET}", 12345678]', SECRET),
+        (f'{{ value = "{SECRET}" }}', SECRET),
+        (f"{{ {SECRET} = 12345678 }}", SECRET),
+        ("{ reference = 12345678 }", "12345678"),
+        (f'{{ reference = "env:HOME", value = "{SECRET}" }}', SECRET),
+        ("{}", "{}"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("api-token", "hypervisor.token"), ("wordpress-admin-password", "wordpress.admin_password")],
+)
+def test_a_secret_in_the_file_is_refused_without_being_repeated(
+    tmp_path: Path, text: str, name: str, key: str, written: str, secret: str
+) -> None:
+    error = broken(tmp_path, text, (f'"file:/var/lib/haproof-lab/{name}"', written))
+    assert [(fault.key, fault.expected) for fault in error.faults] == [
+        (key, "expected a reference to a secret, env:NAME or file:PATH, never the secret itself")
+    ]
+    assert secret.lower() not in str(error).lower().replace(str(tmp_path), "")
 
 
 def test_missing_secrets_are_faults_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

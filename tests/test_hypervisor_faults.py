@@ -189,6 +189,12 @@ def test_a_certificate_of_somebody_else_is_told_as_such(asked: Ask, connect: Con
 # Tasks
 
 
+def failed(status: str, *log: str) -> tuple[Says, Says]:
+    """The end of a task, and the end of its log."""
+    lines = [{"n": number, "t": line} for number, line in enumerate(log, 1)]
+    return Says({"data": {"status": "stopped", "exitstatus": status}}), Says({"data": lines})
+
+
 def test_a_task_is_awaited_through_an_outage_of_the_api(asked: Ask) -> None:
     running = Says({"data": {"status": "running"}})
     hypervisor, server = asked(OK, running, SILENCE, PASSING["away"], ENDED)
@@ -203,8 +209,7 @@ def test_a_task_without_an_end_has_a_deadline(asked: Ask) -> None:
 
 
 def test_a_task_that_fails_is_told_in_its_own_words(asked: Ask) -> None:
-    failed = Says({"data": {"status": "stopped", "exitstatus": "no space left"}})
-    hypervisor, _ = asked(OK, failed, Says({"data": [{"n": 1, "t": "lvcreate"}, {"n": 2, "t": "TASK ERROR"}]}))
+    hypervisor, _ = asked(OK, *failed("no space left", "lvcreate", "TASK ERROR"))
     with pytest.raises(HypervisorError, match=r"failed: no space left \(lvcreate; TASK ERROR\)"):
         hypervisor.start(111)
 
@@ -214,9 +219,20 @@ def test_a_task_that_only_warns_has_ended_well(asked: Ask) -> None:
     hypervisor.start(111)
 
 
-def test_a_task_that_did_not_get_a_lock_is_begun_again(asked: Ask) -> None:
-    unlucky = Says({"data": {"status": "stopped", "exitstatus": "can't lock file '/x' - got timeout"}})
-    hypervisor, server = asked(OK, unlucky, Says({"data": []}), OK, ENDED)
+@pytest.mark.parametrize(
+    ("status", "log"),
+    [
+        ("can't lock file '/var/lock/qemu-server/lock-111.conf' - got timeout", ("trying to acquire lock...",)),
+        ("clone failed: can't lock file '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout", ()),
+        ("VM is locked (backup)", ()),
+        ("cfs-lock 'storage-nas' error: got lock request timeout", ()),
+        ("unexpected status", ("trying to acquire lock...",)),
+        ("unexpected status", ("trying to acquire cfs lock 'storage-nas' ...",) * 2),
+        ("unexpected status", ("trying to acquire lock... OK", "trying to acquire cfs lock 'storage-nas' ...")),
+    ],
+)
+def test_a_task_that_did_not_get_a_lock_is_begun_again(asked: Ask, status: str, log: tuple[str, ...]) -> None:
+    hypervisor, server = asked(OK, *failed(status, *log), OK, ENDED)
     hypervisor.task("post", "qemu/9000/clone", newid=111)
     assert [line.split()[0] for line in server.asked] == ["POST", "GET", "GET", "POST", "GET"]
 
@@ -227,6 +243,23 @@ def test_a_machine_is_settled_when_nothing_is_under_way_for_it(asked: Ask) -> No
     hypervisor, server = asked(Says({"data": [under_way]}), Says({"data": [over]}))
     hypervisor.settle(111)
     assert [line.endswith("/tasks") for line in server.asked] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        (),
+        ("VM quit/powerdown failed - got timeout",),
+        ("trying to acquire lock...", " OK", "VM quit/powerdown failed - got timeout"),
+        ("trying to acquire lock...OK", "VM quit/powerdown failed - got timeout"),
+        ("trying to acquire cfs lock 'domain-ha' ...", "trying to acquire cfs lock 'domain-ha' ...", " OK"),
+    ],
+)
+def test_a_guest_that_does_not_shut_down_is_told_at_once(asked: Ask, log: tuple[str, ...]) -> None:
+    hypervisor, server = asked(OK, *failed("VM quit/powerdown failed - got timeout", *log), OK, ENDED)
+    with pytest.raises(HypervisorError, match="failed: VM quit/powerdown failed - got timeout"):
+        hypervisor.shutdown(111)
+    assert [line.split()[0] for line in server.asked] == ["POST", "GET", "GET"]
 
 
 # What is no answer of Proxmox VE

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from provisioning.kubeadm import JoinSecrets, as_yaml, cluster_documents, init_d
 from provisioning.machines import (
     TEMPLATE_TAG,
     Machines,
+    MachinesRunning,
     MachinesShaped,
     answers,
     checksum_of,
@@ -470,6 +472,62 @@ def test_a_disk_that_is_too_small_is_grown_by_a_task_that_is_awaited(
     action.apply()
     assert hypervisor.awaited == ([("put", "qemu/111/resize", {"disk": "scsi0", "size": "20G"})] if grows else [])
     assert hypervisor.called == []
+
+
+class Powers:
+    """A hypervisor of machines in a state each, whose list calls a paused one running, as Proxmox VE's does."""
+
+    def __init__(self, states: dict[Machine, str]) -> None:
+        self.machines = list(states)
+        self.states = {machine.vmid: state for machine, state in states.items()}
+
+    def vms(self) -> dict[int, Vm]:
+        listed = {machine.vmid: vm(machine.vmid, machine.name, "haproof-lab") for machine in self.machines}
+        on = {vmid for vmid, state in self.states.items() if state != "stopped"}
+        return listed | {vmid: replace(listed[vmid], status="running") for vmid in on}
+
+    def power(self, vmid: int) -> str:
+        return self.states[vmid]
+
+    def start(self, vmid: int) -> None:
+        assert self.states[vmid] == "stopped"
+        self.states[vmid] = "running"
+
+    def resume(self, vmid: int) -> None:
+        assert self.states[vmid] == "paused"
+        self.states[vmid] = "running"
+
+
+def test_what_is_stopped_is_started_and_what_is_paused_goes_on(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = environment.cluster_machines[:3]
+    hypervisor = Powers(dict(zip(machines, ("running", "paused", "stopped"), strict=True)))
+    action = MachinesRunning(Machines(environment, machines, cast(Hypervisor, hypervisor), mock.Mock()))
+    tried: list[str] = []
+    monkeypatch.setattr("provisioning.machines.answers", tried.append)
+    assert list(action.pending()) == [f"resume {machines[1].name}", f"start {machines[2].name}"]
+    action.apply()
+    assert list(action.pending()) == []
+    assert tried == [str(environment.address(machines[2]))]  # of a paused one, the address is its own
+
+
+def test_an_address_that_is_answered_keeps_a_stopped_machine_off_and_no_paused_one(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = environment.cluster_machines[:2]
+    hypervisor = Powers(dict(zip(machines, ("paused", "stopped"), strict=True)))
+    action = MachinesRunning(Machines(environment, machines, cast(Hypervisor, hypervisor), mock.Mock()))
+    monkeypatch.setattr("provisioning.machines.answers", lambda _: True)
+    with pytest.raises(ActionFailed, match=f"although {machines[1].name} is off"):
+        action.apply()
+    assert list(hypervisor.states.values()) == ["running", "stopped"]
+
+
+def test_a_plan_starts_what_is_not_there_yet(environment: Environment) -> None:
+    machines = environment.cluster_machines[:1]
+    context = Machines(environment, machines, cast(Hypervisor, Powers({})), mock.Mock())
+    assert list(MachinesRunning(context).pending()) == [f"start {machines[0].name}"]
 
 
 def test_join_secrets_do_not_show() -> None:
