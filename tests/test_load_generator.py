@@ -37,6 +37,12 @@ class Site(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
     stalled_s: tuple[float, float] = (0, 0)
+    connections = 0
+
+    def get_request(self) -> tuple[Any, Any]:
+        """One more connection."""
+        self.connections += 1
+        return super().get_request()
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -47,6 +53,10 @@ class Pages(BaseHTTPRequestHandler):
         first_s, last_s = self.server.stalled_s
         if first_s <= time.monotonic() < last_s:
             time.sleep(last_s - time.monotonic())
+        # Neither says beforehand that the connection ends with it.
+        self.close_connection = self.path in ("/mute", "/once")
+        if self.path == "/mute":
+            return
         self.send_response(503 if self.path == "/broken" else 200)
         if self.path == "/drip":
             self._drip()
@@ -206,6 +216,21 @@ def test_a_machine_out_of_files_is_the_generators_failure_not_the_sites() -> Non
     assert said.lost["EMFILE"] > 10
     assert said.errors == {"TimeoutError": 60 - said.lost["EMFILE"]}
     assert "EMFILE" in said.void
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_request_that_is_lost_is_sent_once_and_counted(*, keep: bool) -> None:
+    with site() as server:
+        said = alone(plan(url(server, "/mute"), keep_connections=keep), "0")
+    assert server.connections == 60
+    assert said.errors == {"HTTPConnectionClosed": 60}
+
+
+def test_a_kept_connection_that_the_site_has_ended_is_replaced_before_the_next_request() -> None:
+    with site() as server:
+        said = alone(plan(url(server, "/once"), keep_connections=True), "0")
+    assert server.connections == 60
+    assert (said.requests, said.failed) == (60, 0)
 
 
 def test_a_visit_that_breaks_off_by_itself_is_counted_by_kind() -> None:
