@@ -175,7 +175,7 @@ class Worker:
         return time.monotonic() - self._began_s
 
     def send_all(self) -> None:
-        """Returns when the last visitor has gone; whoever does not go in time is cut off, and counted."""
+        """Returns when the last visitor has gone; whoever waits for an answer until then is cut off, and counted."""
         with closing(Alarm()) as alarm:
             for intended_s, act in self._visits():
                 self.tally.meant(intended_s)
@@ -214,12 +214,10 @@ class Worker:
         try:
             with self._clients.one() as client:
                 act(Tab(client, self, intended_s))
-        except Failed:
-            pass  # it is counted, and the visitor goes
+        except (Failed, GreenletExit):
+            pass  # whatever it asked for is counted, and the visitor goes; so does one who looks at a page as all ends
         except NotSent as error:
             self.tally.undelivered(intended_s, str(error))
-        except GreenletExit:
-            self.tally.undelivered(intended_s, THINKING)  # cut off between two requests
         except Exception as error:  # noqa: BLE001 - whatever broke the visit off is counted by its kind
             self.tally.answered("visit", intended_s, self.passed_s(), type(error).__name__)
         finally:

@@ -150,6 +150,15 @@ def test_a_visit_that_does_not_end_is_cut_off_and_counted(tmp_path: Path) -> Non
     assert said.percentiles_ms[50.0] > 5000
 
 
+def test_a_visitor_who_looks_at_a_page_as_the_run_ends_was_delivered() -> None:
+    """Whatever it asked for was sent and answered; who asks no more is not held back by the generator."""
+    with site() as server:
+        readers = {"weights": {Visit.COMMENT: 1}, "think_s": 1000, "timeout_s": 0.5}
+        said = alone(plan(url(server), segments=segments(Shape.CONSTANT, 5, 1), **readers), "0")
+    assert (said.visitors, said.requests, said.failed) == (5, 5, 0)
+    assert (said.lost, said.void) == ({}, "")
+
+
 # A worker alone, in a process of its own; so few files that some visitors find none.
 ALONE = """
 import resource, sys, os
