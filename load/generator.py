@@ -307,10 +307,17 @@ class Master:
         self._done = 0
         self._stopped = ""
         self._runner.register_message("tally", lambda msg, **_: self._tally.add(msg.data))
-        self._runner.register_message("came", lambda msg, **_: self._came.add(msg.node_id))
+        self._runner.register_message("came", self._one_came)
         self._runner.register_message("prepared", self._one_prepared)
         self._runner.register_message("done", self._one_done)
         self._runner.register_message("broke", lambda msg, **_: self.stop(f"a worker: {msg.data}"))
+
+    def _one_came(self, msg: Any, **_: Any) -> None:
+        """One too many has no share of its own, and Locust would let it take another's place."""
+        self._came.add(msg.node_id)
+        if len(self._came) > self._plan.workers:
+            told = f"{len(self._came)} workers came, expected {self._plan.workers}"
+            self.stop(f"{told}: start as many as --workers and --elsewhere say, and none for another run at this port")
 
     def _one_prepared(self, **_: Any) -> None:
         self._prepared += 1

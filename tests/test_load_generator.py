@@ -283,6 +283,17 @@ def test_workers_elsewhere_send_their_share_and_end_with_the_run(tmp_path: Path)
     assert lines[0].began > HEADER.began
 
 
+def test_more_workers_than_the_plan_has_shares_for_end_the_run(tmp_path: Path) -> None:
+    """Before anybody is sent, or as soon as one too many comes."""
+    where = Where(port=free_port(), elsewhere=1)
+    command = [sys.executable, "-m", "load", "work", f"127.0.0.1:{where.port}", "--workers", "2"]
+    with site() as server, subprocess.Popen(command, cwd=ROOT) as work:
+        wanted = plan(url(server), segments=segments(Shape.CONSTANT, 20, 30))
+        with pytest.raises((Refused, Incomplete), match="2 workers came, expected 1: start as many as"):
+            run(wanted, HEADER, tmp_path / "run", lambda _: None, where)
+        assert work.wait(60) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
 def test_no_worker_outlives_the_command_that_started_it(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "load", "work", f"127.0.0.1:{free_port()}", "--workers", "2"]
