@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,9 @@ class Pages(BaseHTTPRequestHandler):
         self.close_connection = self.path in ("/mute", "/once")
         if self.path == "/mute":
             return
-        self.send_response(503 if self.path == "/broken" else 200)
+        self.send_response({"/broken": 503, "/moved": 301, "/empty": 204}.get(self.path, 200))
+        if self.path == "/moved":
+            self.send_header("Location", "/wp/")
         if self.path == "/drip":
             self._drip()
             return
@@ -358,6 +361,16 @@ def test_where_nobody_answers_no_load_is_sent() -> None:
         check(LAB, place(session, url(server, "/broken")))  # type: ignore[arg-type]
     with pytest.raises(Refused, match="no place to send visitors to"):
         place(session, "elsewhere")  # type: ignore[arg-type]
+
+
+def test_where_visitors_would_not_get_what_they_want_no_load_is_sent() -> None:
+    at = partial(place, SimpleNamespace(environment=LAB))  # type: ignore[arg-type]
+    with site() as server:
+        with pytest.raises(Refused, match=f"answers 301 and leads to {url(server, '/wp/')}, .* give that as --to"):
+            check(LAB, at(url(server, "/moved")))
+        with pytest.raises(Refused, match="answers 204 before any load is sent, and visitors want 200"):
+            check(LAB, at(url(server, "/empty")))
+        check(LAB, at(url(server)))
 
 
 def test_only_the_generator_imports_locust() -> None:
