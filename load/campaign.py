@@ -20,6 +20,7 @@ from environments.load import EnvironmentInvalid
 from environments.model import Visit
 from load import report
 from load.arrivals import Segment, Shape, duration_s, segments
+from load.capacity import RATE_MAX, RATE_MIN
 from load.condition import CONDITIONS, WELL, RollingUpdate, under
 from load.found import Found, Searched
 from load.leftovers import left_by, sweep
@@ -133,6 +134,8 @@ def capacity(
     it ended early; empty where it did not. Raises REFUSALS before anything is sent.
     """
     segments(Shape.CONSTANT, start, trial_s)
+    if not RATE_MIN <= start <= RATE_MAX:
+        raise Refused(f"expected a --start from {RATE_MIN:g}/s to {RATE_MAX:g}/s, found {start:g}/s")
     session = open_session(order.env)
     wanted = session.environment.load.objective
     if wanted is None:

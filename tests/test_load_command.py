@@ -62,6 +62,14 @@ def test_no_rate_is_one_clear_message(words: list[str], session: Any, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("start", ["0.4", "10001"])
+def test_a_start_that_no_search_tries_is_one_clear_message(start: str, session: Any, tmp_path: Path) -> None:
+    with site() as server:
+        done = load("capacity", "--start", start, "--to", url(server), "--out", str(tmp_path / "run"))
+    assert (done.exit_code, done.output) == (2, f"expected a --start from 0.5/s to 10000/s, found {start}/s\n")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("what", ["run", "capacity"])
 def test_a_place_that_does_not_answer_is_one_clear_message(what: str, session: Any, tmp_path: Path) -> None:
     done = load(what, "--to", "http://127.0.0.1:9/", "--out", str(tmp_path / "run"))
