@@ -111,8 +111,7 @@ def find_capacity(
     order = campaign.Order(_command(), env, to, chaos, workers, visits, out)
     with _told(*campaign.REFUSALS):
         folder, found, incomplete = campaign.capacity(order, start, duration, seed, console.print)
-        if found:
-            _tell(folder, console.print)
+        _tell(folder, console.print)
     if incomplete:
         typer.echo(f"incomplete: {incomplete}", err=True)
     raise typer.Exit(_code(void=bool(incomplete), missed=_nothing_holds(found)))

@@ -159,8 +159,7 @@ def capacity(
         folder.rmdir()
         raise Refused(incomplete)
     found = tuple(trials.searched)
-    if found:
-        Found(header=first, searched=found, incomplete=incomplete).keep(folder)
+    Found(header=first, searched=found, incomplete=incomplete).keep(folder)
     return folder, found, incomplete
 
 

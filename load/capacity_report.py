@@ -35,6 +35,11 @@ class Row:
     knee: Knee | None
     law: usl.Fit | None
 
+    @property
+    def name(self) -> str:
+        """The condition, and whether its search came to no end."""
+        return self.condition if self.whole else f"{self.condition} (incomplete)"
+
 
 def write(folder: Path) -> Found:
     """Put page, JSON and CSV beside what a search found; raises RecordError and OSError."""
@@ -60,7 +65,7 @@ def _row(one: Searched, law: usl.Fit | None) -> Row:
 def told(row: Row) -> str:
     """A condition in a sentence. Pure."""
     over = f"{row.fails:.1f} do not ({row.limit})" if row.fails is not None else "no rate was found that does not"
-    return f"{row.condition}: {row.holds:.1f} visitors a second hold, {over}"
+    return f"{row.name}: {row.holds:.1f} visitors a second hold, {over}"
 
 
 def as_data(found: Found) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def page(found: Found) -> str:
     said = rows(found)
     so_far = f"{said[0].holds:.1f} arrivals a second" if said else "nothing was measured"
     verdict = f"Incomplete: {found.incomplete}; so far {so_far}" if found.incomplete else so_far
-    pictures = {"Throughput against latency": curves(found.searched, said)}
+    pictures = {"Throughput against latency": curves(found.searched, said)} if said else {}
     if len(said) > 1:
         pictures["What is left when a machine is away"] = left_over(said)
     return rendered(
@@ -157,7 +162,7 @@ def curves(searched: Sequence[Searched], said: Sequence[Row]) -> Markup:
 def left_over(said: Sequence[Row]) -> Markup:
     """Capacity under each condition."""
     made, (axes,) = figure(1)
-    axes.barh([row.condition for row in said], [row.holds for row in said], color=FIRST, height=0.5)
+    axes.barh([row.name for row in said], [row.holds for row in said], color=FIRST, height=0.5)
     axes.set_xlabel("arrivals a second")
     axes.invert_yaxis()
     return svg(made)

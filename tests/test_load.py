@@ -354,6 +354,14 @@ def test_the_page_of_a_capacity_says_what_is_left_and_what_was_busy(tmp_path: Pa
         assert told in page
 
 
+def test_machines_are_said_to_be_busy_at_the_rate_they_were_sampled_at(tmp_path: Path) -> None:
+    every_held = Searched(condition="nothing gave way", trials=searched().trials[:3] * 2, machines=BUSY)
+    capacity_report.write(kept(tmp_path, searched(), every_held))
+    told = re.findall("What was busy, (.*)</h2>", (tmp_path / report.PAGE).read_text())
+    assert told == ["all is well: at the rate that did not hold", "nothing gave way: at the highest rate, which held"]
+    assert knee(every_held, None) is None
+
+
 def test_a_capacity_is_told_to_programs_with_its_law_its_sizing_and_every_trial(tmp_path: Path) -> None:
     unbounded = Searched(condition="nothing gave way", trials=searched().trials[:3] * 2)
     capacity_report.write(kept(tmp_path, searched(), unbounded))
@@ -415,6 +423,9 @@ def test_what_more_traffic_takes_counts_that_copies_wait_for_each_other() -> Non
     assert rows[1].by_law is not None
     assert rows[1].by_law > 2
     assert sizes([]) == []
+    ended_early = searched("a worker is down", 17.0, 19.0).model_copy(update={"whole": False})
+    assert sizes([ended_early]) == []
+    assert sizes([ended_early, searched()]) == sizes([searched()])
     assert law_of(searched()) is not None
 
 

@@ -1,5 +1,6 @@
 """`python -m load`: what cannot be done is one clear message, and what ended early is never a result."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -281,6 +282,20 @@ def test_a_search_that_ends_early_is_reported_as_incomplete_with_its_trials(
     assert found.searched[0].capacity.holds == 4.0
     assert "a worker is gone" in found.incomplete if how == "void" else "stopped by hand" in found.incomplete
     assert "Incomplete: " in (tmp_path / "run" / report.PAGE).read_text()
+    assert "all is well (incomplete): 4.0 visitors a second hold" in done.output
+    assert json.loads((tmp_path / "run" / report.DATA).read_text())["sizing"] == []
+
+
+def test_a_search_whose_first_trial_is_interrupted_has_a_page_that_says_so(
+    session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (a_minute(), End(incomplete="stopped by hand"))))
+    with site() as server:
+        done = load("capacity", "--to", url(server), "--out", str(tmp_path / "run"))
+    assert (done.exit_code, str(tmp_path / "run" / report.PAGE) in done.output) == (3, True)
+    (tmp_path / "run" / report.PAGE).unlink()
+    assert load("report", str(tmp_path / "run")).exit_code == 3
+    assert "stopped by hand; so far nothing was measured" in (tmp_path / "run" / report.PAGE).read_text()
 
 
 def test_machines_are_judged_at_the_rate_that_did_not_hold_not_at_the_highest_tried(tmp_path: Path) -> None:
