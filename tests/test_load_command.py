@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from load.condition import RollingUpdate
 from load.found import Found
 from load.objective import summary
 from load.plan import Plan
-from load.record import End, Header, Sample, read
+from load.record import End, Header, Mark, Sample, read
 from load.run import Incomplete, Refused
 from load.samples import Sampler
 from load.trials import Trials, Void
@@ -298,8 +298,24 @@ def test_a_search_whose_first_trial_is_interrupted_has_a_page_that_says_so(
     assert "stopped by hand; so far nothing was measured" in (tmp_path / "run" / report.PAGE).read_text()
 
 
+def test_a_trial_with_a_machine_away_says_so_in_its_own_report(
+    session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(campaign, "under", lambda *_: nullcontext())
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (a_minute(slow_s=3), End())))
+    with site() as server:
+        words = ["--start", "0.5", "--duration", "30", "--to", url(server), "--out", str(tmp_path / "run")]
+        assert load("capacity", "--chaos", "lab", *words).exit_code == 1
+    for one in found_in(tmp_path / "run").searched:
+        folder = tmp_path / "run" / one.trials[0].folder
+        marks = [line for line in read(folder) if isinstance(line, Mark)]
+        away = one.condition != "all is well"
+        assert marks == ([Mark(what=one.condition, began_s=0, ended_s=30)] if away else [])
+        assert (f"{one.condition}: from 0.0 s to 30.0 s" in (folder / report.PAGE).read_text()) is away
+
+
 def test_machines_are_judged_at_the_rate_that_did_not_hold_not_at_the_highest_tried(tmp_path: Path) -> None:
-    def generate(rate: float, number: int, folder: Path) -> Any:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
         busy = Sample(at_s=1, machine="srvk8s-worker01", cpu=rate / 100)
         lines = recorded(folder, a_minute(slow_s=3 if rate > CAPACITY else 0.05), busy)
         return summary(lines)
@@ -312,7 +328,7 @@ def test_machines_are_judged_at_the_rate_that_did_not_hold_not_at_the_highest_tr
 
 
 def test_a_void_trial_is_none(tmp_path: Path) -> None:
-    def generate(rate: float, number: int, folder: Path) -> Any:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
         return summary(recorded(folder, a_minute(late=100)))
 
     trials = Trials(LAB, Objective(p95_ms=1000), tmp_path, generate, lambda _: None)
