@@ -81,9 +81,8 @@ def run_once(
         parts, where = segments(shape, rate, duration), Where(bind, port, elsewhere)
         folder, said = campaign.visitors(order, parts, seed, where, told, console.print, rolling_update=rolling_update)
         told = report.verdict(begun(folder), said)
-    figures = (
-        f"p95 {said.percentiles_ms[95.0]:.0f} ms, {said.failed_share:.2%} failed, {said.rate:.1f} requests a second"
-    )
+    p95_ms = said.percentiles_ms[95.0]
+    figures = f"p95 {p95_ms:.0f} ms, {said.failed_share:.2%} failed, {said.throughput:.1f} answered a second"
     console.print(f"{told}; {figures}\n{folder / report.PAGE}")
     raise typer.Exit(_code(void=bool(said.void), missed=told.startswith("missed")))
 
@@ -111,8 +110,7 @@ def find_capacity(
     order = campaign.Order(_command(), env, to, chaos, workers, visits, out)
     with _told(*campaign.REFUSALS):
         folder, found, incomplete = campaign.capacity(order, start, duration, seed, console.print)
-        if found:
-            _tell(folder, console.print)
+        _tell(folder, console.print)
     if incomplete:
         typer.echo(f"incomplete: {incomplete}", err=True)
     raise typer.Exit(_code(void=bool(incomplete), missed=_nothing_holds(found)))

@@ -20,12 +20,13 @@ from environments.load import EnvironmentInvalid
 from environments.model import Visit
 from load import report
 from load.arrivals import Segment, Shape, duration_s, segments
+from load.capacity import RATE_MAX, RATE_MIN
 from load.condition import CONDITIONS, WELL, RollingUpdate, under
 from load.found import Found, Searched
 from load.leftovers import left_by, sweep
 from load.objective import Summary
 from load.plan import Plan
-from load.record import BY_HAND, RecordError, begun, said_of
+from load.record import BY_HAND, Mark, RecordError, begun, said_of
 from load.run import Incomplete, Refused, Where, add, check, editor, header, nothing, place, run
 from load.samples import sampling
 from load.trials import Trials, Void
@@ -133,6 +134,8 @@ def capacity(
     it ended early; empty where it did not. Raises REFUSALS before anything is sent.
     """
     segments(Shape.CONSTANT, start, trial_s)
+    if not RATE_MIN <= start <= RATE_MAX:
+        raise Refused(f"expected a --start from {RATE_MIN:g}/s to {RATE_MAX:g}/s, found {start:g}/s")
     session = open_session(order.env)
     wanted = session.environment.load.objective
     if wanted is None:
@@ -147,8 +150,9 @@ def capacity(
     folder = order.folder(session, "capacity")
     folder.mkdir(parents=True)
 
-    def generate(rate: float, number: int, place: Path) -> Summary:
-        return _sent(session, order.command, planned(rate, number), place, lambda _: None)
+    def generate(condition: str, rate: float, number: int, place: Path) -> Summary:
+        lasting = () if condition == WELL else (Mark(what=condition, began_s=0, ended_s=trial_s),)
+        return _sent(session, order.command, planned(rate, number), place, lambda _: None, marks=lasting)
 
     trials = Trials(session.environment, wanted, folder, generate, say)
     incomplete = _ended_early(lambda: _search(session, order, trials, start, seed))
@@ -156,8 +160,7 @@ def capacity(
         folder.rmdir()
         raise Refused(incomplete)
     found = tuple(trials.searched)
-    if found:
-        Found(header=first, searched=found, incomplete=incomplete).keep(folder)
+    Found(header=first, searched=found, incomplete=incomplete).keep(folder)
     return folder, found, incomplete
 
 
@@ -169,8 +172,12 @@ def _sent(
     say: Callable[[str], None],
     where: Where = Where(),  # noqa: B008 - frozen
     update: RollingUpdate | None = None,
+    marks: Sequence[Mark] = (),
 ) -> Summary:
-    """Send it while the machines are looked at; the record is judged, however far it came. Raises Refused."""
+    """Send it while the machines are looked at; the record is judged, however far it came. Raises Refused.
+
+    `marks` are of what is known beforehand, an update's are known afterwards.
+    """
     described = header(session, plan, command)
     with sampling(session) as sampler, update.during() if update else nullcontext():
         try:
@@ -180,7 +187,8 @@ def _sent(
     first = begun(folder)
     second_0_s = first.began.timestamp() + time.monotonic() - time.time()
     trouble = f"the rolling update failed: {update.trouble}" if update and update.trouble else ""
-    add(folder, [*(update.marks(second_0_s) if update else ()), *sampler.since(second_0_s)], trouble)
+    done = [*marks, *(update.marks(second_0_s) if update else ())]
+    add(folder, [*done, *sampler.since(second_0_s)], trouble)
     said = report.write(folder)
     if left_by(plan):
         _clear(session, say)

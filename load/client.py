@@ -81,12 +81,17 @@ class Client:
             ssl_context_factory=(lambda **_: trusted) if secured else None,
         )
         self._http._connection_pool._is_socket_alive = is_idle  # type: ignore[method-assign, assignment]
+        # It tries so often and once more, silently: a request that was lost would pass for one that was slow.
+        self._http._connection_pool.size = -1
         self._http._build_request = once(self._http._build_request, heads)  # type: ignore[method-assign]
         self._jar = CookieJar()
         self._has_cookies = False  # to look into the jar takes longer
 
     def request(self, method: str, path: str, body: bytes | str, headers: Mapping[str, str]) -> Answer:
-        """The answer, whatever its status; raises OSError, HTTPParseError or zlib.error where none comes whole."""
+        """The answer, whatever its status; raises OSError, HTTPParseError or zlib.error where none comes whole.
+
+        It is sent once. A connection that the site has ended meanwhile is replaced before.
+        """
         sent = Headers(headers)
         if self._has_cookies:
             self._jar.add_cookie_header(CompatRequest(f"{self._site}{path}", method, headers=sent))

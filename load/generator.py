@@ -36,7 +36,7 @@ from load.alarm import Alarm
 from load.arrivals import duration_s, share, times
 from load.client import Client, Heads
 from load.plan import Plan
-from load.record import BEGUN, BY_HAND, FILE, LATE_S, End, Header, Tally, own_fault, write
+from load.record import BEGUN, BY_HAND, FILE, LATE_S, VISIT, End, Header, Tally, own_fault, write
 from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts, path_of
 
 HEAD_START_S = 1.0  # from dealing out the plan to the first visitor
@@ -175,7 +175,7 @@ class Worker:
         return time.monotonic() - self._began_s
 
     def send_all(self) -> None:
-        """Returns when the last visitor has gone; whoever does not go in time is cut off, and counted."""
+        """Returns when the last visitor has gone; whoever waits for an answer until then is cut off, and counted."""
         with closing(Alarm()) as alarm:
             for intended_s, act in self._visits():
                 self.tally.meant(intended_s)
@@ -200,7 +200,7 @@ class Worker:
     def _turned_away(self, intended_s: float) -> None:
         """Nobody more can be under way: by the site's doing where most wait for it, and then they wait in vain."""
         if self.waiting * 2 >= self.plan.in_flight_max:
-            self.tally.answered("visit", intended_s, intended_s + self.plan.timeout_s, CROWDED)
+            self.tally.answered(VISIT, intended_s, intended_s + self.plan.timeout_s, CROWDED)
         else:
             self.tally.undelivered(intended_s, THINKING)
 
@@ -214,14 +214,12 @@ class Worker:
         try:
             with self._clients.one() as client:
                 act(Tab(client, self, intended_s))
-        except Failed:
-            pass  # it is counted, and the visitor goes
+        except (Failed, GreenletExit):
+            pass  # whatever it asked for is counted, and the visitor goes; so does one who looks at a page as all ends
         except NotSent as error:
             self.tally.undelivered(intended_s, str(error))
-        except GreenletExit:
-            self.tally.undelivered(intended_s, THINKING)  # cut off between two requests
         except Exception as error:  # noqa: BLE001 - whatever broke the visit off is counted by its kind
-            self.tally.answered("visit", intended_s, self.passed_s(), type(error).__name__)
+            self.tally.answered(VISIT, intended_s, self.passed_s(), type(error).__name__)
         finally:
             self._under_way.discard(gevent.getcurrent())
 
@@ -309,10 +307,17 @@ class Master:
         self._done = 0
         self._stopped = ""
         self._runner.register_message("tally", lambda msg, **_: self._tally.add(msg.data))
-        self._runner.register_message("came", lambda msg, **_: self._came.add(msg.node_id))
+        self._runner.register_message("came", self._one_came)
         self._runner.register_message("prepared", self._one_prepared)
         self._runner.register_message("done", self._one_done)
         self._runner.register_message("broke", lambda msg, **_: self.stop(f"a worker: {msg.data}"))
+
+    def _one_came(self, msg: Any, **_: Any) -> None:
+        """One too many has no share of its own, and Locust would let it take another's place."""
+        self._came.add(msg.node_id)
+        if len(self._came) > self._plan.workers:
+            told = f"{len(self._came)} workers came, expected {self._plan.workers}"
+            self.stop(f"{told}: start as many as --workers and --elsewhere say, and none for another run at this port")
 
     def _one_prepared(self, **_: Any) -> None:
         self._prepared += 1

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urljoin
 
 import requests
 
@@ -73,7 +74,7 @@ def editor(environment: Environment, at: Place) -> Editor:
 
 
 def check(environment: Environment, at: Place) -> None:
-    """The first page answers; raises Refused."""
+    """The first page answers as visitors want it, who follow no redirect; raises Refused."""
     public = PublicHost.of(environment.edge)
     browser = public.session() if at.resolve else requests.Session()
     browser.trust_env = False
@@ -84,8 +85,12 @@ def check(environment: Environment, at: Place) -> None:
         raise Refused(
             f"{at.url} does not answer ({type(error).__name__}), so no load is sent; is the site up?"
         ) from error
-    if reply.status_code >= requests.codes.bad:
-        raise Refused(f"{at.url} answers {reply.status_code} before any load is sent; mend the site first")
+    told = f"{at.url} answers {reply.status_code}"
+    if reply.is_redirect:
+        to = urljoin(at.url, reply.headers["location"])
+        raise Refused(f"{told} and leads to {to}, where visitors do not follow; give that as --to, or mend the site")
+    if reply.status_code != requests.codes.ok:
+        raise Refused(f"{told} before any load is sent, and visitors want 200; mend the site first")
 
 
 def free_port() -> int:

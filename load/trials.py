@@ -19,7 +19,7 @@ class Void(Exception):
 
 @dataclass
 class Trials:
-    """Searches one target; `generate` sends at a rate, as the so-manieth trial, and leaves a record in the folder.
+    """Searches one target; `generate` sends under a condition, at a rate, as the so-manieth trial, and leaves a record.
 
     `searched` holds every search that had a trial at least, also one that ended early.
     """
@@ -27,7 +27,7 @@ class Trials:
     environment: Environment
     wanted: Objective
     folder: Path
-    generate: Callable[[float, int, Path], Summary]
+    generate: Callable[[str, float, int, Path], Summary]
     say: Callable[[str], None]
     searched: list[Searched] = field(default_factory=list)
     _count: int = 0
@@ -41,7 +41,7 @@ class Trials:
         def measure(rate: float) -> str:
             self._count += 1
             name = f"{self._count:02d}"
-            said = self.generate(rate, self._count, self.folder / name)
+            said = self.generate(condition, rate, self._count, self.folder / name)
             if said.void:
                 raise Void(f"trial {name} is void: {said.void}")
             missed = said.misses(self.wanted)
@@ -69,4 +69,12 @@ class Trials:
 
 def _trial(rate: float, said: Summary, misses: str, folder: str) -> Trial:
     p95_ms = said.percentiles_ms[95.0]
-    return Trial(rate=rate, requests_rate=said.rate, mean_ms=said.mean_ms, p95_ms=p95_ms, misses=misses, folder=folder)
+    return Trial(
+        rate=rate,
+        requests_rate=said.throughput,
+        mean_ms=said.mean_ms,
+        p95_ms=p95_ms,
+        misses=misses,
+        folder=folder,
+        under_way=said.under_way,
+    )

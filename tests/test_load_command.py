@@ -1,7 +1,8 @@
 """`python -m load`: what cannot be done is one clear message, and what ended early is never a result."""
 
+import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from load.condition import RollingUpdate
 from load.found import Found
 from load.objective import summary
 from load.plan import Plan
-from load.record import End, Header, Sample, read
+from load.record import End, Header, Mark, Sample, read
 from load.run import Incomplete, Refused
 from load.samples import Sampler
 from load.trials import Trials, Void
@@ -59,6 +60,14 @@ def load(*words: str) -> Result:
 def test_no_rate_is_one_clear_message(words: list[str], session: Any, tmp_path: Path) -> None:
     done = load(*words, "--out", str(tmp_path / "run"))
     assert (done.exit_code, "expected a rate and a duration above 0" in done.output) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("start", ["0.4", "10001"])
+def test_a_start_that_no_search_tries_is_one_clear_message(start: str, session: Any, tmp_path: Path) -> None:
+    with site() as server:
+        done = load("capacity", "--start", start, "--to", url(server), "--out", str(tmp_path / "run"))
+    assert (done.exit_code, done.output) == (2, f"expected a --start from 0.5/s to 10000/s, found {start}/s\n")
     assert not (tmp_path / "run").exists()
 
 
@@ -273,10 +282,40 @@ def test_a_search_that_ends_early_is_reported_as_incomplete_with_its_trials(
     assert found.searched[0].capacity.holds == 4.0
     assert "a worker is gone" in found.incomplete if how == "void" else "stopped by hand" in found.incomplete
     assert "Incomplete: " in (tmp_path / "run" / report.PAGE).read_text()
+    assert "all is well (incomplete): 4.0 visitors a second hold" in done.output
+    assert json.loads((tmp_path / "run" / report.DATA).read_text())["sizing"] == []
+
+
+def test_a_search_whose_first_trial_is_interrupted_has_a_page_that_says_so(
+    session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (a_minute(), End(incomplete="stopped by hand"))))
+    with site() as server:
+        done = load("capacity", "--to", url(server), "--out", str(tmp_path / "run"))
+    assert (done.exit_code, str(tmp_path / "run" / report.PAGE) in done.output) == (3, True)
+    (tmp_path / "run" / report.PAGE).unlink()
+    assert load("report", str(tmp_path / "run")).exit_code == 3
+    assert "stopped by hand; so far nothing was measured" in (tmp_path / "run" / report.PAGE).read_text()
+
+
+def test_a_trial_with_a_machine_away_says_so_in_its_own_report(
+    session: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(campaign, "under", lambda *_: nullcontext())
+    monkeypatch.setattr(campaign, "run", Generator(lambda _: (a_minute(slow_s=3), End())))
+    with site() as server:
+        words = ["--start", "0.5", "--duration", "30", "--to", url(server), "--out", str(tmp_path / "run")]
+        assert load("capacity", "--chaos", "lab", *words).exit_code == 1
+    for one in found_in(tmp_path / "run").searched:
+        folder = tmp_path / "run" / one.trials[0].folder
+        marks = [line for line in read(folder) if isinstance(line, Mark)]
+        away = one.condition != "all is well"
+        assert marks == ([Mark(what=one.condition, began_s=0, ended_s=30)] if away else [])
+        assert (f"{one.condition}: from 0.0 s to 30.0 s" in (folder / report.PAGE).read_text()) is away
 
 
 def test_machines_are_judged_at_the_rate_that_did_not_hold_not_at_the_highest_tried(tmp_path: Path) -> None:
-    def generate(rate: float, number: int, folder: Path) -> Any:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
         busy = Sample(at_s=1, machine="srvk8s-worker01", cpu=rate / 100)
         lines = recorded(folder, a_minute(slow_s=3 if rate > CAPACITY else 0.05), busy)
         return summary(lines)
@@ -288,8 +327,19 @@ def test_machines_are_judged_at_the_rate_that_did_not_hold_not_at_the_highest_tr
     assert one.machines[0].cpu == pytest.approx(one.capacity.fails / 100)
 
 
+def test_a_trial_is_kept_with_what_was_answered_and_what_was_under_way(tmp_path: Path) -> None:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
+        return summary(recorded(folder, a_minute(failed=600)))
+
+    trials = Trials(LAB, Objective(p95_ms=1000), tmp_path, generate, lambda _: None)
+    trials.search("all is well", 0.5)
+    (one,) = trials.searched
+    said = summary(read(tmp_path / "01"))
+    assert (one.trials[0].requests_rate, one.trials[0].at_once) == (said.throughput, said.under_way)
+
+
 def test_a_void_trial_is_none(tmp_path: Path) -> None:
-    def generate(rate: float, number: int, folder: Path) -> Any:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
         return summary(recorded(folder, a_minute(late=100)))
 
     trials = Trials(LAB, Objective(p95_ms=1000), tmp_path, generate, lambda _: None)

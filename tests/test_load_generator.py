@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,12 @@ class Site(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
     stalled_s: tuple[float, float] = (0, 0)
+    connections = 0
+
+    def get_request(self) -> tuple[Any, Any]:
+        """One more connection."""
+        self.connections += 1
+        return super().get_request()
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -47,7 +54,13 @@ class Pages(BaseHTTPRequestHandler):
         first_s, last_s = self.server.stalled_s
         if first_s <= time.monotonic() < last_s:
             time.sleep(last_s - time.monotonic())
-        self.send_response(503 if self.path == "/broken" else 200)
+        # Neither says beforehand that the connection ends with it.
+        self.close_connection = self.path in ("/mute", "/once")
+        if self.path == "/mute":
+            return
+        self.send_response({"/broken": 503, "/moved": 301, "/empty": 204}.get(self.path, 200))
+        if self.path == "/moved":
+            self.send_header("Location", "/wp/")
         if self.path == "/drip":
             self._drip()
             return
@@ -140,6 +153,15 @@ def test_a_visit_that_does_not_end_is_cut_off_and_counted(tmp_path: Path) -> Non
     assert said.percentiles_ms[50.0] > 5000
 
 
+def test_a_visitor_who_looks_at_a_page_as_the_run_ends_was_delivered() -> None:
+    """Whatever it asked for was sent and answered; who asks no more is not held back by the generator."""
+    with site() as server:
+        readers = {"weights": {Visit.COMMENT: 1}, "think_s": 1000, "timeout_s": 0.5}
+        said = alone(plan(url(server), segments=segments(Shape.CONSTANT, 5, 1), **readers), "0")
+    assert (said.visitors, said.requests, said.failed) == (5, 5, 0)
+    assert (said.lost, said.void) == ({}, "")
+
+
 # A worker alone, in a process of its own; so few files that some visitors find none.
 ALONE = """
 import resource, sys, os
@@ -208,6 +230,21 @@ def test_a_machine_out_of_files_is_the_generators_failure_not_the_sites() -> Non
     assert "EMFILE" in said.void
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_request_that_is_lost_is_sent_once_and_counted(*, keep: bool) -> None:
+    with site() as server:
+        said = alone(plan(url(server, "/mute"), keep_connections=keep), "0")
+    assert server.connections == 60
+    assert said.errors == {"HTTPConnectionClosed": 60}
+
+
+def test_a_kept_connection_that_the_site_has_ended_is_replaced_before_the_next_request() -> None:
+    with site() as server:
+        said = alone(plan(url(server, "/once"), keep_connections=True), "0")
+    assert server.connections == 60
+    assert (said.requests, said.failed) == (60, 0)
+
+
 def test_a_visit_that_breaks_off_by_itself_is_counted_by_kind() -> None:
     with site() as server:
         said = alone(plan(url(server)), "0", "no such key")
@@ -247,6 +284,17 @@ def test_workers_elsewhere_send_their_share_and_end_with_the_run(tmp_path: Path)
     # Second 0 is when the first visitor came, and not when somebody asked for it.
     assert isinstance(lines[0], Header)
     assert lines[0].began > HEADER.began
+
+
+def test_more_workers_than_the_plan_has_shares_for_end_the_run(tmp_path: Path) -> None:
+    """Before anybody is sent, or as soon as one too many comes."""
+    where = Where(port=free_port(), elsewhere=1)
+    command = [sys.executable, "-m", "load", "work", f"127.0.0.1:{where.port}", "--workers", "2"]
+    with site() as server, subprocess.Popen(command, cwd=ROOT) as work:
+        wanted = plan(url(server), segments=segments(Shape.CONSTANT, 20, 30))
+        with pytest.raises((Refused, Incomplete), match="2 workers came, expected 1: start as many as"):
+            run(wanted, HEADER, tmp_path / "run", lambda _: None, where)
+        assert work.wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
@@ -313,6 +361,16 @@ def test_where_nobody_answers_no_load_is_sent() -> None:
         check(LAB, place(session, url(server, "/broken")))  # type: ignore[arg-type]
     with pytest.raises(Refused, match="no place to send visitors to"):
         place(session, "elsewhere")  # type: ignore[arg-type]
+
+
+def test_where_visitors_would_not_get_what_they_want_no_load_is_sent() -> None:
+    at = partial(place, SimpleNamespace(environment=LAB))  # type: ignore[arg-type]
+    with site() as server:
+        with pytest.raises(Refused, match=f"answers 301 and leads to {url(server, '/wp/')}, .* give that as --to"):
+            check(LAB, at(url(server, "/moved")))
+        with pytest.raises(Refused, match="answers 204 before any load is sent, and visitors want 200"):
+            check(LAB, at(url(server, "/empty")))
+        check(LAB, at(url(server)))
 
 
 def test_only_the_generator_imports_locust() -> None:
