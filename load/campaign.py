@@ -34,12 +34,14 @@ from provisioning.action import ActionFailed
 from provisioning.cluster import UNAVAILABLE
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import ProviderError, Session, open_session
+from provisioning.state import Busy
 
 MARK = f"{PREFIX}load-"  # what drills sweep, load's posts and files are swept with
 NAMED = ("vip", "public")
 # What keeps load from being sent, or a result from being one; each message says what to do.
 REFUSALS = (
     Refused,
+    Busy,
     RecordError,
     EnvironmentInvalid,
     ProviderError,
@@ -122,7 +124,9 @@ def visitors(
     plan, folder = order.plan(session, parts, seed), order.folder(session, "load")
     say(f"{plan.url}: {told} by {plan.workers} workers")
     update = RollingUpdate(session, duration_s(parts) / 4) if rolling_update else None
-    return folder, _sent(session, order.command, plan, folder, say, where, update)
+    # What is left behind is swept by the mark of all drills: nobody else's may be under way.
+    with session.state.locked("load"):
+        return folder, _sent(session, order.command, plan, folder, say, where, update)
 
 
 def capacity(
@@ -148,14 +152,15 @@ def capacity(
 
     first = header(session, planned(start, 0), order.command)
     folder = order.folder(session, "capacity")
-    folder.mkdir(parents=True)
 
     def generate(condition: str, rate: float, number: int, place: Path) -> Summary:
         lasting = () if condition == WELL else (Mark(what=condition, began_s=0, ended_s=trial_s),)
         return _sent(session, order.command, planned(rate, number), place, lambda _: None, marks=lasting)
 
     trials = Trials(session.environment, wanted, folder, generate, say)
-    incomplete = _ended_early(lambda: _search(session, order, trials, start, seed))
+    with session.state.locked("capacity"):
+        folder.mkdir(parents=True)
+        incomplete = _ended_early(lambda: _search(session, order, trials, start, seed))
     if not any(folder.iterdir()):
         folder.rmdir()
         raise Refused(incomplete)

@@ -16,8 +16,8 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 class Summary:
     """A run in figures: milliseconds from the intended start, requests a second, shares.
 
-    Visitors came for `arrivals_s`, the last request was meant to begin within `duration_s`, and all that were sent waited
-    for `waited_s` together.
+    Visitors came for `arrivals_s`, the last request was meant to begin within `duration_s`, and all that were sent
+    waited for `waited_s` together.
     """
 
     requests: int

@@ -23,14 +23,16 @@ from load.run import Incomplete, Refused
 from load.samples import Sampler
 from load.trials import Trials, Void
 from provisioning.action import ActionFailed
+from provisioning.state import State
 from tests.test_load import HEADER, LAB, a_minute, recorded
 from tests.test_load_generator import site, url
 
 CAPACITY = 20.0  # visitors a second that the site of these tests bears
+FREE = SimpleNamespace(locked=lambda _: nullcontext())
 
 
 def session_of(**changes: Any) -> Any:
-    return SimpleNamespace(environment=LAB.model_copy(update=changes), shell=None, state=None, cluster=None)
+    return SimpleNamespace(environment=LAB.model_copy(update=changes), shell=None, state=FREE, cluster=None)
 
 
 @pytest.fixture
@@ -107,6 +109,16 @@ def test_a_rolling_update_takes_permission_and_the_environments_name(
     done = load("run", "--rolling-update", "--chaos", chaos)
     assert (done.exit_code, told in done.output) == (2, True)
     assert chaos == "" or load("capacity", "--chaos", chaos).exit_code == 2
+
+
+@pytest.mark.parametrize("what", ["run", "capacity"])
+def test_a_target_that_is_in_use_is_left_alone(what: str, session: Any, tmp_path: Path) -> None:
+    """What load leaves is swept by the mark of drills: one that is under way would miss its own writes."""
+    session.state = State(tmp_path)
+    with site() as server, State(tmp_path).locked("a drill"):
+        done = load(what, "--to", url(server), "--out", str(tmp_path / "run"))
+    assert (done.exit_code, "in use by" in done.output) == (2, True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("master", ["nowhere", "host:port", ":5557"])
