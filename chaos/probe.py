@@ -223,6 +223,7 @@ class Row(AtPort):
                 database=self.database,
                 connect_timeout=max(1, round(self.timeout_s)),
                 read_timeout=self.timeout_s,
+                write_timeout=self.timeout_s,  # a handshake of TLS goes by this one
                 autocommit=True,
             )
         try:

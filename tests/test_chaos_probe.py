@@ -5,17 +5,18 @@ import itertools
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from chaos.history import Header, History, Probe, parse
-from chaos.probe import PORTS_PER_S, SOURCE_PORTS, Member, Page, Plan, Port, Spoken, ask_one, source_ports
+from chaos.probe import PORTS_PER_S, SOURCE_PORTS, Member, Page, Plan, Port, Row, Spoken, ask_one, source_ports
 from provisioning.poll import NotYet, poll
 from tests.served import served
 
@@ -53,6 +54,39 @@ def silent_port() -> Iterator[int]:
     """Connections are taken, and nothing is ever said on them."""
     with socket.create_server(("127.0.0.1", 0), backlog=500) as server:
         yield int(server.getsockname()[1])
+
+
+@pytest.fixture
+def struck_port() -> Iterator[int]:
+    """A MySQL server that offers TLS, and loses its power before it shakes hands (protocol's HandshakeV10)."""
+    said = b"\x0a8.4.0\0" + struct.pack("<I", 1) + b"12345678\0"
+    said += struct.pack("<HBHHB", 0x8A00, 255, 2, 0x0008, 21) + bytes(10) + b"123456789012\0caching_sha2_password\0"
+    taken = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                taken.append(connection)
+                connection.sendall(struct.pack("<I", len(said)) + said)
+
+        threading.Thread(target=greet, daemon=True).start()
+        yield int(server.getsockname()[1])
+        for connection in taken:
+            connection.close()
+
+
+def test_a_server_that_falls_silent_while_it_shakes_hands_holds_nobody_up(struck_port: int) -> None:
+    """One asker that waits for ever keeps the whole process from its end."""
+    asked = []
+    question = Row(
+        layer="sql", host="127.0.0.1", port=struck_port, timeout_s=0.3, user="u", password="p", database="d", query="q"
+    )
+    asker = threading.Thread(target=lambda: asked.append(ask_one(question, 0.0)), daemon=True)
+    asker.start()
+    asker.join(5)
+    assert [probe.error.partition(":")[0] for probe in asked] == ["OperationalError"]
+    assert "timed out" in asked[0].error
 
 
 @contextmanager
