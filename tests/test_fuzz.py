@@ -31,7 +31,7 @@ from provisioning import account
 from provisioning.account import Account, Policy, Tunnel
 from provisioning.action import ActionFailed
 from provisioning.hypervisor import Hypervisor, HypervisorError, Patience, Vm
-from tests.test_certificate import record
+from tests.test_certificate import new_key, record
 
 FUZZ = settings(
     derandomize=True,
@@ -237,7 +237,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         update={"scenarios": tuple(s.model_copy(update={"evidence": ()}) for s in record().scenarios)}
     )
     write(folder, found)
-    sign(folder, folder.parent / "key.pem")
+    sign(folder, new_key(folder.parent / "key.pem"))
     return folder
 
 
