@@ -81,9 +81,8 @@ def run_once(
         parts, where = segments(shape, rate, duration), Where(bind, port, elsewhere)
         folder, said = campaign.visitors(order, parts, seed, where, told, console.print, rolling_update=rolling_update)
         told = report.verdict(begun(folder), said)
-    figures = (
-        f"p95 {said.percentiles_ms[95.0]:.0f} ms, {said.failed_share:.2%} failed, {said.rate:.1f} requests a second"
-    )
+    p95_ms = said.percentiles_ms[95.0]
+    figures = f"p95 {p95_ms:.0f} ms, {said.failed_share:.2%} failed, {said.throughput:.1f} answered a second"
     console.print(f"{told}; {figures}\n{folder / report.PAGE}")
     raise typer.Exit(_code(void=bool(said.void), missed=told.startswith("missed")))
 

@@ -107,13 +107,12 @@ def as_table(found: Found) -> str:
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(
-        ["condition", "arrivals_per_s", "requests_per_s", "mean_ms", "p95_ms", "at_once", "misses", "record"]
+        ["condition", "arrivals_per_s", "answered_per_s", "mean_ms", "p95_ms", "at_once", "misses", "record"]
     )
     for one in found.searched:
         for trial in one.trials:
-            at_once = round(usl.at_once(trial.requests_rate, trial.mean_ms), 3)
-            figures = [round(value, 3) for value in (trial.rate, trial.requests_rate, trial.mean_ms, trial.p95_ms)]
-            table.writerow([one.condition, *figures, at_once, trial.misses, trial.folder])
+            figures = (trial.rate, trial.requests_rate, trial.mean_ms, trial.p95_ms, trial.at_once)
+            table.writerow([one.condition, *(round(value, 3) for value in figures), trial.misses, trial.folder])
     return text.getvalue()
 
 
@@ -138,13 +137,13 @@ def page(found: Found) -> str:
 
 
 def curves(searched: Sequence[Searched], said: Sequence[Row]) -> Markup:
-    """Requests a second against how long the slowest twentieth waited, the law's curve, and the knee."""
+    """Answered requests a second against how long the slowest twentieth waited, the law's curve, and the knee."""
     made, (axes,) = figure(1)
     for one, row, colour in zip(searched, said, COLOURS, strict=False):
         points = sorted((trial.requests_rate, trial.p95_ms) for trial in one.trials)
         axes.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, markersize=4, label=one.condition)
         if law := row.law:
-            most = max(usl.at_once(trial.requests_rate, trial.mean_ms) for trial in one.trials)
+            most = max(trial.at_once for trial in one.trials)
             steps = [most * step / 60 for step in range(1, 61)]
             curve = [(law.throughput(n), n / law.throughput(n) * 1000) for n in steps]
             axes.plot([x for x, _ in curve], [y for _, y in curve], color=colour, linewidth=1, alpha=0.7)
@@ -152,7 +151,7 @@ def curves(searched: Sequence[Searched], said: Sequence[Row]) -> Markup:
             axes.axvline(row.knee.rate, color=colour, linestyle=":", linewidth=1.2)
             where = (row.knee.rate, 0.02)
             axes.annotate("knee", where, xycoords=("data", "axes fraction"), fontsize=FONT_PT, color=INK, rotation=90)
-    axes.set_xlabel("requests a second (curve: mean, by the Universal Scalability Law)")
+    axes.set_xlabel("answered requests a second (curve: mean, by the Universal Scalability Law)")
     axes.set_ylabel("p95, ms")
     logarithmic(axes)
     legend(axes)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from load import capacity
+from load import capacity, usl
 from load.busy import Busy
 from load.record import Header, RecordError
 
@@ -18,7 +18,11 @@ class Part(BaseModel):
 
 
 class Trial(Part):
-    """A run at one rate of arrivals a second: what came of it, what it missed, and where its record lies."""
+    """A run at one rate of arrivals a second: what came of it, what it missed, and where its record lies.
+
+    `requests_rate` is of those answered as wanted. Where `under_way` is missing, the file is from before these were
+    counted, and its rate is of all requests.
+    """
 
     rate: float
     requests_rate: float
@@ -26,6 +30,12 @@ class Trial(Part):
     p95_ms: float
     misses: str
     folder: str
+    under_way: float | None = None
+
+    @property
+    def at_once(self) -> float:
+        """Requests under way, on average."""
+        return usl.at_once(self.requests_rate, self.mean_ms) if self.under_way is None else self.under_way
 
 
 class Searched(Part):

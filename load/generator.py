@@ -36,7 +36,7 @@ from load.alarm import Alarm
 from load.arrivals import duration_s, share, times
 from load.client import Client, Heads
 from load.plan import Plan
-from load.record import BEGUN, BY_HAND, FILE, LATE_S, End, Header, Tally, own_fault, write
+from load.record import BEGUN, BY_HAND, FILE, LATE_S, VISIT, End, Header, Tally, own_fault, write
 from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts, path_of
 
 HEAD_START_S = 1.0  # from dealing out the plan to the first visitor
@@ -200,7 +200,7 @@ class Worker:
     def _turned_away(self, intended_s: float) -> None:
         """Nobody more can be under way: by the site's doing where most wait for it, and then they wait in vain."""
         if self.waiting * 2 >= self.plan.in_flight_max:
-            self.tally.answered("visit", intended_s, intended_s + self.plan.timeout_s, CROWDED)
+            self.tally.answered(VISIT, intended_s, intended_s + self.plan.timeout_s, CROWDED)
         else:
             self.tally.undelivered(intended_s, THINKING)
 
@@ -219,7 +219,7 @@ class Worker:
         except NotSent as error:
             self.tally.undelivered(intended_s, str(error))
         except Exception as error:  # noqa: BLE001 - whatever broke the visit off is counted by its kind
-            self.tally.answered("visit", intended_s, self.passed_s(), type(error).__name__)
+            self.tally.answered(VISIT, intended_s, self.passed_s(), type(error).__name__)
         finally:
             self._under_way.discard(gevent.getcurrent())
 

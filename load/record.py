@@ -19,6 +19,7 @@ LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
 LATE_S = 0.05  # a visitor that is sent so long after the intended start was held back by the generator
 VOID_SHARE = 0.01
 BY_HAND = "stopped by hand"
+VISIT = "visit"  # what failures are counted by that are no request's: it broke off by itself, or nobody was sent
 BEGUN = "visitors come"  # what the generator says at second 0
 # What keeps a request from leaving this machine is the generator's own: no files, no ports, no room for packets.
 OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS})

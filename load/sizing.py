@@ -13,7 +13,7 @@ COPIES_MAX = 1000
 
 @dataclass(frozen=True)
 class Knee:
-    """Requests under way, requests a second, and why this is it."""
+    """Requests under way, answered requests a second, and why this is it."""
 
     at_once: float
     rate: float
@@ -38,20 +38,20 @@ class Size:
 
 def law_of(one: Searched) -> usl.Fit | None:
     """The law behind a search's trials; None where these do not settle it."""
-    return usl.fit([(usl.at_once(trial.requests_rate, trial.mean_ms), trial.requests_rate) for trial in one.trials])
+    return usl.fit([(trial.at_once, trial.requests_rate) for trial in one.trials])
 
 
 def knee(one: Searched, law: usl.Fit | None) -> Knee | None:
     """The law's maximum where trials went that far, else the last rate that held; None where none did, or all did."""
-    counts = [usl.at_once(trial.requests_rate, trial.mean_ms) for trial in one.trials]
+    counts = [trial.at_once for trial in one.trials]
     if law and counts and law.peak_at <= max(counts):
         return Knee(law.peak_at, law.throughput(law.peak_at), "more at once get less, by the law")
     held = [trial for trial in one.trials if trial.rate == one.capacity.holds and not trial.misses]
     if not held or math.isinf(one.capacity.fails):
         return None
     rate = sum(trial.requests_rate for trial in held) / len(held)
-    mean_ms = sum(trial.mean_ms for trial in held) / len(held)
-    return Knee(usl.at_once(rate, mean_ms), rate, "beyond it the objective is missed")
+    at_once = sum(trial.at_once for trial in held) / len(held)
+    return Knee(at_once, rate, "beyond it the objective is missed")
 
 
 def sizes(found: Sequence[Searched]) -> list[Size]:

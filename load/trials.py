@@ -69,4 +69,12 @@ class Trials:
 
 def _trial(rate: float, said: Summary, misses: str, folder: str) -> Trial:
     p95_ms = said.percentiles_ms[95.0]
-    return Trial(rate=rate, requests_rate=said.rate, mean_ms=said.mean_ms, p95_ms=p95_ms, misses=misses, folder=folder)
+    return Trial(
+        rate=rate,
+        requests_rate=said.throughput,
+        mean_ms=said.mean_ms,
+        p95_ms=p95_ms,
+        misses=misses,
+        folder=folder,
+        under_way=said.under_way,
+    )

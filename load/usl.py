@@ -2,7 +2,7 @@
 
 Throughput X(N) = g N / (1 + s (N - 1) + k N (N - 1)) at N requests at once: g is what one gets, s what waits for a
 shared part, k what keeps copies in step (N. J. Gunther, Guerrilla Capacity Planning, Springer 2007, chapter 5). N
-follows from rate and mean latency by Little's law.
+follows from rate and mean latency by Little's law. X counts what was answered as wanted, N all that was under way.
 """
 
 import math
@@ -28,7 +28,7 @@ class Fit:
     coherency_half: float
 
     def throughput(self, at_once: float) -> float:
-        """Requests a second with so many at once."""
+        """Answered requests a second with so many at once."""
         waiting = self.contention * (at_once - 1) + self.coherency * at_once * (at_once - 1)
         return self.gain * at_once / (1 + waiting)
 
@@ -44,8 +44,8 @@ def at_once(rate: float, mean_ms: float) -> float:
 
 
 def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
-    """By least squares through (requests at once, requests a second); None where these do not settle it."""
-    if len({round(n, 6) for n, _ in points}) < POINTS_MIN:
+    """By least squares through (requests at once, answered ones a second); None where these do not settle it."""
+    if len({round(n, 6) for n, _ in points}) < POINTS_MIN or not any(x for _, x in points):
         return None
     from scipy import optimize, stats  # noqa: PLC0415 - a second to import, which only a search for the capacity needs
 

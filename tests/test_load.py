@@ -27,7 +27,21 @@ from load.found import Found, Searched, Trial
 from load.objective import summary
 from load.percentile import values_ms
 from load.plan import Editor, Plan
-from load.record import LINE, End, Header, Mark, RecordError, Sample, Second, Tally, histogram, own_fault, read, write
+from load.record import (
+    LINE,
+    VISIT,
+    End,
+    Header,
+    Mark,
+    RecordError,
+    Sample,
+    Second,
+    Tally,
+    histogram,
+    own_fault,
+    read,
+    write,
+)
 from load.run import add
 from load.samples import Sampler
 from load.sizing import copies, knee, law_of, sizes
@@ -187,6 +201,22 @@ def test_a_run_is_judged_by_the_objective_or_is_void(tmp_path: Path, tally: Tall
     assert report.verdict(HEADER, summary(lines)).startswith(told)
 
 
+def test_throughput_is_what_was_answered_in_the_time_in_which_visitors_came(tmp_path: Path) -> None:
+    tally = Tally()
+    for number in range(200):
+        at_s = number / 20
+        tally.answered("page", at_s, at_s + 0.1, "HTTP 503" if number % 4 == 0 else "")
+        tally.answered(VISIT, at_s, at_s + 10, "no answer: too many wait")  # by nobody who was sent
+    tally.answered("post", 14.5, 14.6)  # after a page was looked at
+    said = summary(recorded(tmp_path, tally))
+    assert said.throughput == 151 / 10
+    assert said.under_way == pytest.approx(201 * 0.1 / 10, rel=1e-3)
+    stopped = Tally()
+    for number in range(80):
+        stopped.answered("page", number / 20, number / 20 + 0.1)
+    assert summary(recorded(tmp_path, stopped, end=End(incomplete="stopped by hand"))).throughput == 20
+
+
 def test_visitors_that_were_not_delivered_are_told_by_why(tmp_path: Path) -> None:
     tally = a_minute()
     for _ in range(20):
@@ -306,6 +336,12 @@ def test_a_search_ends_where_nothing_holds_or_everything_does(limit: float, hold
     assert (found.holds, found.fails) == (holds, fails)
 
 
+def test_a_trial_from_before_requests_under_way_were_counted_has_them_by_littles_law() -> None:
+    told = searched().trials[0].model_dump(exclude={"under_way"})
+    assert Trial.model_validate(told).at_once == pytest.approx(1)
+    assert Trial.model_validate({**told, "under_way": 3.0}).at_once == 3
+
+
 def test_the_law_is_found_again_from_its_own_points() -> None:
     known = usl.Fit(30.0, 0.08, 0.002, 0, 0, 0)
     found = usl.fit([(n, known.throughput(n)) for n in (1, 2, 4, 8, 12, 16, 24, 32)])
@@ -313,6 +349,7 @@ def test_the_law_is_found_again_from_its_own_points() -> None:
     assert (found.gain, found.contention, found.coherency) == pytest.approx((30.0, 0.08, 0.002), rel=1e-3)
     assert found.peak_at == pytest.approx(math.sqrt(0.92 / 0.002), rel=1e-2)
     assert usl.fit([(1, 30), (2, 58)]) is None
+    assert usl.fit([(n, 0) for n in (1, 2, 4, 8)]) is None  # a site that answers nothing has no law
 
 
 LAW = usl.Fit(30.0, 0.08, 0.002, 0.5, 0.01, 0.0005)

@@ -327,6 +327,17 @@ def test_machines_are_judged_at_the_rate_that_did_not_hold_not_at_the_highest_tr
     assert one.machines[0].cpu == pytest.approx(one.capacity.fails / 100)
 
 
+def test_a_trial_is_kept_with_what_was_answered_and_what_was_under_way(tmp_path: Path) -> None:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
+        return summary(recorded(folder, a_minute(failed=600)))
+
+    trials = Trials(LAB, Objective(p95_ms=1000), tmp_path, generate, lambda _: None)
+    trials.search("all is well", 0.5)
+    (one,) = trials.searched
+    said = summary(read(tmp_path / "01"))
+    assert (one.trials[0].requests_rate, one.trials[0].at_once) == (said.throughput, said.under_way)
+
+
 def test_a_void_trial_is_none(tmp_path: Path) -> None:
     def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
         return summary(recorded(folder, a_minute(late=100)))
