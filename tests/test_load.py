@@ -169,6 +169,7 @@ def a_minute(slow_s: float = 0.05, failed: int = 0, late: int = 0, requests_each
     return tally
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 3_600_000_000), max_size=50),
     st.lists(st.sampled_from([0, 50, 90.0, 99.9, 100]) | st.floats(0, 100), min_size=1),
