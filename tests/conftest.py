@@ -4,6 +4,7 @@ import os
 from functools import cache
 
 import pytest
+from hypothesis import settings
 
 from lab import provider
 from lab.lock import live_owner
@@ -12,6 +13,9 @@ from provisioning.session import Session, open_session
 from tests.live_lab import whole
 
 pytest_plugins = ["pytester"]
+# A busy machine is no counterexample.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @cache

@@ -158,7 +158,7 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret(ran: "subprocess.CompletedP
     assert verify(folder, []).complaints == ()
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(derandomize=True, max_examples=50)
 @given(st.text(st.characters(min_codepoint=0x20, codec="utf-8"), min_size=6, max_size=40), st.text(max_size=5))
 def test_every_form_of_a_secret_is_blotted_out(secret: str, before: str) -> None:
     coded = base64.b64encode(f"{before}{secret}{before}".encode()).decode()

@@ -68,7 +68,7 @@ def measured(probes: list[Probe]) -> list[Outage]:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     began_s=st.floats(STEADY_S, 30.0), length_s=st.sampled_from([0.5, 1.0, 3.0, 10.0]), phase_s=st.floats(0, INTERVAL_S)
 )

@@ -35,7 +35,6 @@ from tests.test_certificate import new_key, record
 
 FUZZ = settings(
     derandomize=True,
-    deadline=None,
     database=None,
     max_examples=80,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hdrh.histogram import HdrHistogram
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -117,7 +117,6 @@ def test_a_plan_that_cannot_be_done_is_refused(changes: dict[str, Any], told: st
 
 
 # Histograms are large, and a busy machine slow: how long it takes is not what is asked.
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 20), st.booleans()), max_size=60), st.integers(1, 4))
 def test_what_workers_count_adds_up_exactly(requests: list[tuple[float, float, bool]], workers: int) -> None:
     alone, together = Tally(), Tally()
@@ -169,7 +168,6 @@ def a_minute(slow_s: float = 0.05, failed: int = 0, late: int = 0, requests_each
     return tally
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 3_600_000_000), max_size=50),
     st.lists(st.sampled_from([0, 50, 90.0, 99.9, 100]) | st.floats(0, 100), min_size=1),
