@@ -117,8 +117,11 @@ def _judged(history: History) -> Judgement:
     spans = list(_loss_spans(struck, found.get("write/row", ()), window_s, history.ended_s))
 
     def unsaved(write: Write) -> bool:
-        # A file that is on its server outlives what is written of it in the database.
-        return write.sort != UPLOAD and any(since_s <= write.ended_s <= until_s for since_s, until_s in spans)
+        # A file that is on its server outlives what is written of it in the database. An editor hears that a post was
+        # written some time after it was.
+        return write.sort != UPLOAD and any(
+            since_s <= write.ended_s and write.started_s <= until_s for since_s, until_s in spans
+        )
 
     looked_for = any(phase.name == "end" for phase in history.of(Phase))
     written = tuple(accounts(history.of(Write), history.of(Found), unsaved, looked_for=looked_for))

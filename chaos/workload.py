@@ -71,6 +71,7 @@ class Rows(Writer):
                 connect_timeout=max(1, round(self.timeout_s)),
                 read_timeout=self.timeout_s,
                 write_timeout=self.timeout_s,
+                ssl_disabled=True,  # as a probe's (`chaos.probe.Row`)
                 autocommit=True,
             )
         row = (name, hashlib.sha256(content).hexdigest(), content.decode())

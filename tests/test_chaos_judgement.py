@@ -332,6 +332,16 @@ def test_only_what_was_written_just_before_the_data_went_may_be_lost(
     assert bool(said.writes[0].lost) is not unsaved
 
 
+def test_what_was_acknowledged_late_was_written_before() -> None:
+    """A post is a row at first, and an answer when all that hangs on it is done: by then the data may be gone."""
+    header = HEADER.model_copy(update={"loss_window_s": 2.0})
+    struck = [fault.model_copy(update={"takes_data": True}) for fault in life()]
+    posts = [write_at(11.5), write_at(15.0)]
+    posts[0] = posts[0].model_copy(update={"ended_s": 18.0})
+    said = judge(History([header, *history(struck, posts, probes("sql")).events[1:]]))
+    assert (said.writes[0].unsaved, said.writes[0].lost) == (("at 11.5",), ("at 15.0",))
+
+
 def test_a_file_outlives_what_the_database_loses() -> None:
     header = HEADER.model_copy(update={"loss_window_s": 2.0})
     struck = [fault.model_copy(update={"takes_data": True}) for fault in life()]
