@@ -141,7 +141,9 @@ def build_all(cache: Cache, ordered: Sequence[Recipe], progress: Progress) -> Pa
             waiting[recipe.name] = lane.submit(ensure, recipe, {name: waiting[name] for name in names})
         try:
             for done in as_completed(waiting.values()):
-                done.result()
+                # Of all that have ended by now any may come first, and what was left alone for it is no cause.
+                if not isinstance(done.exception(), NotBegun):
+                    done.result()
         except BaseException:
             ended.set()
             progress("giving up as soon as what is being made can be left")
