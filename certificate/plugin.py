@@ -57,8 +57,9 @@ class Course:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged, and what judges it, as both were before the target was opened: files may change meanwhile."""
+    """What is judged, and its description and what judges it as they were before it was opened: files may change."""
 
+    target: Session
     description: bytes
     software: Software
 
@@ -74,7 +75,6 @@ class Certificate:
         self._nodes: dict[Scenario, str] = {}
         self._setting_up_s = 0.0
         self._began = datetime.now(UTC)
-        self._target: Session | None = None
         self._subject: Subject | None = None
         self._kept: Record | None = None
         self._trouble: list[str] = []
@@ -101,21 +101,21 @@ class Certificate:
         To bring it up is no part of how long the scenario took that came first.
         """
         began_s = time.monotonic()
-        subject = self._at_hand() if fixturedef.argname == "target" else None
+        read = self._at_hand() if fixturedef.argname == "target" else None
         made = yield
-        if subject is not None and isinstance(made, Session):
-            self._target, self._subject = made, subject
+        if read is not None and isinstance(made, Session):
+            self._subject = Subject(made, *read)
             self._secrets = secrets_of(made.environment)
             self._setting_up_s = time.monotonic() - began_s
         return made
 
-    def _at_hand(self) -> Subject | None:
-        """What is about to be judged; None without a description, of which the target's opening tells."""
+    def _at_hand(self) -> tuple[bytes, Software] | None:
+        """The description and the software; None without a description, of which the target's opening tells."""
         try:
             description = find(self._config.getoption("env", "")).read_bytes()
         except (EnvironmentInvalid, OSError):
             return None
-        return Subject(description, versions.of_software(self._config.rootpath))
+        return description, versions.of_software(self._config.rootpath)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -169,16 +169,16 @@ class Certificate:
         """Keep and sign what was found, where a target was judged; the exit code says what pytest's own cannot."""
         if self._courses:
             self._end_of_the_awaited()
-        if self._target is None or self._subject is None or not self._courses:
+        if self._subject is None or not self._courses:
             return
         interrupted = "" if exitstatus in ENDED else f"the run was interrupted (pytest's exit code {int(exitstatus)})"
         try:
-            self._kept = self._keep(self._target, self._subject, interrupted)
+            self._kept = self._keep(self._subject, interrupted)
         except (OSError, attestation.NotSigned) as error:
             self._trouble.append(f"the certificate could not be written: {error}; nothing is certified")
             session.exitstatus = NOT_JUDGED
             return
-        self._remember(self._target, self._kept)
+        self._remember(self._subject.target, self._kept)
         if self._kept.outcome is Outcome.NOT_JUDGED and exitstatus in ENDED:
             session.exitstatus = NOT_JUDGED
 
@@ -187,7 +187,8 @@ class Certificate:
         for scenario in self._awaited.values():
             self._courses.setdefault(scenario, Course()).findings.append(UNFINISHED)
 
-    def _keep(self, target: Session, subject: Subject, interrupted: str) -> Record:
+    def _keep(self, subject: Subject, interrupted: str) -> Record:
+        target = subject.target
         found, environment = self._evidence(target), target.environment
         found.folder.mkdir(parents=True, exist_ok=True)
         found.blot(self._secrets)
@@ -287,7 +288,7 @@ class Certificate:
     def _tell_verdict(self, terminal: pytest.TerminalReporter) -> None:
         for line in self._trouble:
             terminal.write_line(line, red=True)
-        if self._kept is None or self._target is None:
+        if self._kept is None or self._subject is None:
             return
         terminal.section("certificate")
         terminal.write_line(self._kept.outcome.upper(), bold=True)
@@ -295,7 +296,7 @@ class Certificate:
             terminal.write_line(f"  {reason}")
         for change in self._kept.slower:
             terminal.write_line(f"  {change}")
-        folder = self.evidence_folder(self._target)
+        folder = self.evidence_folder(self._subject.target)
         terminal.write_line(f"{folder}/certificate.html; is it unchanged? python -m certificate verify {folder}")
 
     def judged(self) -> Judged:

@@ -1,7 +1,6 @@
 """`python -m chaos`: run a drill, heal what one left broken, judge what one recorded."""
 
 import random
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +14,14 @@ from rich.table import Table
 
 from certificate.evidence import Evidence, secrets_of
 from certificate.verdict import NotExercised, Verdict
-from chaos.drill import Refused, Run
+from chaos.drill import Refused, Run, repeating
 from chaos.drills import DRILLS, Blow, Drill
-from chaos.facts import GARBLED, SILENT, Live
+from chaos.facts import SILENT, Live
 from chaos.fault import KINDS, NoSuchFault, kind_named
 from chaos.glance import shown
-from chaos.healer import watched_over
+from chaos.healer import heal_now, watched_over
 from chaos.history import History, HistoryError
-from chaos.journal import HealFailed, Journal
+from chaos.journal import HealFailed
 from chaos.judgement import Judgement, judge
 from chaos.permission import refusal
 from chaos.report import tell, write
@@ -79,7 +78,7 @@ def run(name: Name, chaos: Chaos, env: Env = "lab", seed: Seed = None, out: Out 
         raise typer.Exit(CANNOT_READ)
     with _permitted(env, chaos, f"the drill {name}") as session:
         chosen = _chosen(seed)
-        again = f"python -m chaos run {name} --env {shlex.quote(env)} --chaos {chaos} --seed {chosen}"
+        again = repeating("run", name, env=env, chaos=chaos, seed=chosen)
         said = _run(session, DRILLS[name], chosen, again, out)
     raise typer.Exit(EXIT[said.finding.verdict])
 
@@ -100,9 +99,8 @@ def strike(
         if "partition" in kind_named(fault).name and not peers:
             raise Refused("a partition cuts somebody off from others: name them by --peers")
         chosen, facts = _chosen(seed), Live(session, session.cluster).facts()
-        again = f"python -m chaos strike {shlex.quote(fault)} {shlex.quote(whom)} --env {shlex.quote(env)}"
-        again += f" --chaos {chaos} --seed {chosen} --hold {hold:g}"
-        again += f" --peers {shlex.quote(peers)}" if peers else ""
+        words = ["strike", fault, whom, "--hold", f"{hold:g}", *(("--peers", peers) if peers else ())]
+        again = repeating(*words, env=env, chaos=chaos, seed=chosen)
         blows = [Blow(fault, machine.name, hold, peers=peers) for machine in select(whom, facts, chosen)]
         said = _run(session, as_drill(blows, chosen, holding(facts)), chosen, again, out)
     raise typer.Exit(EXIT[said.finding.verdict])
@@ -121,10 +119,8 @@ def storm(
     """Break several things one over another, picked by a seed; healed, all is to be back and nothing lost."""
     with _permitted(env, chaos, "a schedule of faults") as session:
         chosen = _chosen(seed)
-        again = (
-            f"python -m chaos storm --env {shlex.quote(env)} --chaos {chaos} --seed {chosen} "
-            f"--drills {drills} --duration {duration:g}"
-        )
+        words = ["storm", "--drills", str(drills), "--duration", f"{duration:g}"]
+        again = repeating(*words, env=env, chaos=chaos, seed=chosen)
         facts = Live(session, session.cluster).facts()
         down_max = session.environment.chaos.machines_down_max
         planned = schedule(facts, chosen, drills, duration, down_max)
@@ -160,9 +156,6 @@ def _permitted(env: str, chaos: str, doing: str) -> Iterator[Session]:
     except (Refused, NoSuchFault, NoSuchTarget, HealFailed, HistoryError, Busy, *SILENT) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(CANNOT_READ) from error
-    except GARBLED as error:
-        sys.stderr.write(f"something answered what cannot be read: {type(error).__name__}: {error}\n")
-        raise typer.Exit(CANNOT_READ) from error
 
 
 def _run(session: Session, drill: Drill, seed: int, again: str, out: Path) -> Judgement:
@@ -193,12 +186,10 @@ def heal(env: Env = "lab") -> None:
     """Take back what a drill broke and did not live to heal; nothing is no error."""
     session = _session(env)
     try:
-        with session.state.locked("healing"):
-            healed = Journal(session.state.broken).heal(session)
+        sys.stdout.write(heal_now(session))
     except (Busy, HealFailed) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(CANNOT_READ) from error
-    sys.stdout.write("".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n")
 
 
 def _session(env: str) -> Session:

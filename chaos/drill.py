@@ -1,5 +1,6 @@
 """One drill: steady first, then blows under load, healed, whole again; recorded throughout, to be judged afterwards."""
 
+import shlex
 import subprocess
 import threading
 import time
@@ -13,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 
 from certificate.verdict import NotExercised
 from chaos.drills import DRILLS, Blow, Drill, Moment
-from chaos.facts import AWAY, GARBLED, SILENT, WHOLE, Live
+from chaos.facts import AWAY, SILENT, WHOLE, Live
 from chaos.fault import FaultKind, Struck, kind_named
 from chaos.history import (
     FILE,
@@ -54,6 +55,11 @@ CLOCK_STEP_S = 1.0
 BEGIN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 30.0
 # By then the runner has healed, or is no more: what is on the target heals itself.
 EXPIRES_AFTER_S = 60.0
+
+
+def repeating(*words: str, env: str, chaos: str, seed: int) -> str:
+    """The command line of `words` that does the same again. Pure."""
+    return shlex.join(["python", "-m", "chaos", *words, "--env", env, "--chaos", chaos, "--seed", str(seed)])
 
 
 class Refused(Exception):
@@ -206,11 +212,6 @@ class Run:
                 return facts.result(), timers.result()
         except SILENT as error:
             raise Refused(f"the target is not healthy, so nothing is broken on top of it: {error}") from error
-        except GARBLED as error:
-            raise Refused(
-                "a part of the target answered with something that cannot be read, so nothing is broken on top of it: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
     def _heal(self, recorder: Recorder) -> None:
         """Whatever is still broken; what cannot be healed is told to the one who can do it by hand."""

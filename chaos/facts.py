@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import requests
@@ -22,7 +23,7 @@ from provisioning.hypervisor import HypervisorError, owned
 from provisioning.ndb import taking_part
 from provisioning.poll import DeadlineExceeded
 from provisioning.session import Session
-from provisioning.site import NAMESPACE, SELECTOR, unready_replicas
+from provisioning.site import site_pods, unready_replicas
 from steps.arp import ROUNDS, who_has
 from steps.cluster import ETCDCTL
 from steps.machines import cards
@@ -40,6 +41,12 @@ NFS_GRACE = (
     "cat /proc/fs/nfsd/nfsv4gracetime 2>/dev/null ||"
     r" sed -n 's/^ *Grace_Period *= *\([0-9]*\) *;.*/\1/p' /etc/ganesha/ganesha.conf"
 )
+
+
+class Unreadable(Exception):
+    """A part of the target answered with something that cannot be read; the message says which error that made."""
+
+
 # What a part of the target cannot be asked by, when it is being broken.
 SILENT = (
     ActionFailed,
@@ -48,11 +55,21 @@ SILENT = (
     HypervisorError,
     NotExercised,
     OSError,
+    Unreadable,
     WebSocketException,
     *UNAVAILABLE,
 )
 # What comes of half an answer.
 GARBLED = (LookupError, TypeError, ValueError)
+
+
+@contextmanager
+def read_whole() -> Iterator[None]:
+    """Half an answer is none: raises Unreadable."""
+    try:
+        yield
+    except GARBLED as error:
+        raise Unreadable(f"an answer that cannot be read: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -62,8 +79,9 @@ class Live:
     session: Session
     cluster: Cluster
 
+    @read_whole()
     def facts(self) -> Facts:
-        """Who has which part; raises ApiException, ActionFailed, HypervisorError and NotExercised."""
+        """Who has which part; raises SILENT."""
         environment = self.session.environment
         with ThreadPoolExecutor() as pool:
             announcers, arbitrator = pool.submit(self._announcers, FEW_ROUNDS), pool.submit(self._arbitrator)
@@ -77,8 +95,9 @@ class Live:
             replicas=replicas.result(),
         )
 
+    @read_whole()
     def timers(self) -> Timers:
-        """The timers that the target runs with; raises what any part raises that does not answer, or not in full.
+        """The timers that the target runs with; raises SILENT.
 
         Each is asked of the part that goes by it. What none of them tells has the default of its part.
         """
@@ -88,9 +107,7 @@ class Live:
             f"kube-controller-manager-{first.name}", "kube-system", _request_timeout=REQUEST_TIMEOUT_S
         )
         names = core.read_namespaced_config_map("coredns", "kube-system", _request_timeout=REQUEST_TIMEOUT_S)
-        replicas = core.list_namespaced_pod(
-            NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
-        ).items
+        replicas = site_pods(self.cluster)
         set_ms = {row[0]: int(row[1]) for row in self.session.database.query(NDB_TIMERS)}
         (files,) = environment.with_role(Role.NFS)
         grace = self.session.shell.run(files, NFS_GRACE, timeout_s=VISIT_TIMEOUT_S).stdout.strip()
@@ -111,10 +128,7 @@ class Live:
         return next((m.name for m in ndb.members if number and ndb.node_id(m) == number), None)
 
     def _replicas_on(self) -> Counter[str]:
-        pods = self.cluster.core.list_namespaced_pod(
-            NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
-        )
-        return Counter(pod.spec.node_name for pod in pods.items if pod.spec.node_name)
+        return Counter(pod.spec.node_name for pod in site_pods(self.cluster) if pod.spec.node_name)
 
     def _access_session_s(self) -> float:
         """How long a login of the administration lasts; nothing where no application guards it."""

@@ -20,7 +20,7 @@ from provisioning.cluster import REQUEST_TIMEOUT_S
 from provisioning.hypervisor import Hypervisor
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session
-from provisioning.site import NAME, NAMESPACE, SELECTOR
+from provisioning.site import NAME, NAMESPACE, site_pods
 from provisioning.ssh import Unreachable
 from steps.machines import cards
 
@@ -267,14 +267,7 @@ def _links(hypervisor: Hypervisor, machine: Machine, *, down: bool) -> None:
 
 
 def _replicas(session: Session, machine: Machine) -> list[client.V1Pod]:
-    return list(
-        session.cluster.core.list_namespaced_pod(
-            NAMESPACE,
-            label_selector=SELECTOR,
-            field_selector=f"spec.nodeName={machine.name}",
-            _request_timeout=REQUEST_TIMEOUT_S,
-        ).items
-    )
+    return [pod for pod in site_pods(session.cluster) if pod.spec.node_name == machine.name]
 
 
 def _delete(session: Session, machine: Machine) -> None:

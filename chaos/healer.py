@@ -55,7 +55,14 @@ def watched_over(name_or_file: str) -> Iterator[None]:
                 sys.stderr.write(f"NOT healed: {names}; try `python -m chaos heal --env {name_or_file}`\n")
 
 
-def heal_all(session: Session, held: Callable[[], AbstractContextManager[None]] = nullcontext) -> list[str]:
+def heal_now(session: Session) -> str:
+    """Take back what is noted, as somebody asked for it; what was done, in lines. Raises Busy and HealFailed."""
+    with session.state.locked("healing"):
+        healed = Journal(session.state.broken).heal(session)
+    return "".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n"
+
+
+def heal_all(session: Session, held: Callable[[], AbstractContextManager[None]]) -> list[str]:
     """Take back all that is noted, and clear what was written, as often as it takes; raises DeadlineExceeded.
 
     Each time while the environment is `held`. Where another run holds it by now, that one has healed before anything.

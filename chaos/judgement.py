@@ -394,5 +394,5 @@ def _redundant_s(history: History, struck: Sequence[Strike]) -> float | None:
         return None
     whole = [phase.at_s for phase in history.of(Phase) if phase.name == "afterwards"]
     healed = [strike.healed_s for strike in struck if strike.healed_s is not None]
-    since = [(moment_s, max((at_s for at_s in healed if at_s <= moment_s), default=moment_s)) for moment_s in whole]
-    return max((moment_s - at_s for moment_s, at_s in since), default=None)
+    took = [moment_s - max(before) for moment_s in whole if (before := [at_s for at_s in healed if at_s <= moment_s])]
+    return max(took, default=None)

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import HistoryError, Probe, Recorder
 from chaos.lifeline import listen
+from chaos.sql import connected
 
 CHUNK = 4096
 IDLE_MAX_S = 1.0
@@ -215,19 +216,8 @@ class Row(AtPort):
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = pymysql.connect(
-                host=self.host,
-                port=self.port,
-                user=self.user,
-                password=self.password,
-                database=self.database,
-                connect_timeout=max(1, round(self.timeout_s)),
-                read_timeout=self.timeout_s,
-                # As the site does. What trusts all that the machine does is made anew for each connection, 40 ms of a
-                # processor, and TLS shakes hands without a time limit (PyMySQL 1.2).
-                ssl_disabled=True,
-                autocommit=True,
-            )
+            place = (self.host, self.port, self.user, self.password, self.database)
+            connection = connected(*place, self.timeout_s)
         try:
             with connection.cursor() as cursor:
                 cursor.execute(self.query)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import HistoryError, Recorder, Write
 from chaos.lifeline import listen
+from chaos.sql import connected
 from provisioning.wordpress import WordPress, png
 
 PAYLOAD_BYTES = 200
@@ -62,18 +63,8 @@ class Rows(Writer):
     def put(self, name: str, content: bytes) -> None:
         """One INSERT of its own transaction."""
         if self._connection is None:
-            self._connection = pymysql.connect(
-                host=self.host,
-                port=self.port,
-                user=self.user,
-                password=self.password,
-                database=self.database,
-                connect_timeout=max(1, round(self.timeout_s)),
-                read_timeout=self.timeout_s,
-                write_timeout=self.timeout_s,
-                ssl_disabled=True,  # as a probe's (`chaos.probe.Row`)
-                autocommit=True,
-            )
+            place = (self.host, self.port, self.user, self.password, self.database)
+            self._connection = connected(*place, self.timeout_s)
         row = (name, hashlib.sha256(content).hexdigest(), content.decode())
         with self._connection.cursor() as cursor:
             cursor.execute(f"INSERT INTO {self.table} VALUES (%s, %s, %s)", row)

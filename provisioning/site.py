@@ -209,6 +209,12 @@ class SiteDeclared:
         eventually("the site's objects accepted", lambda: self.cluster.apply(self._documents()))
 
 
+def site_pods(cluster: Cluster) -> list[client.V1Pod]:
+    """The site's Pods, whatever state they are in; raises ApiException."""
+    found = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
+    return list(found.items)
+
+
 def pods_of(cluster: Cluster, deployment: client.V1Deployment) -> list[client.V1Pod]:
     """The Pods of a Deployment's present template: those of one that was corrected tell of what is over.
 
@@ -221,8 +227,9 @@ def pods_of(cluster: Cluster, deployment: client.V1Deployment) -> list[client.V1
         NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
     )
     present = {found.metadata.uid for found in sets.items if found.metadata.annotations.get(REVISION) == revision}
-    pods = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
-    return [pod for pod in pods.items if any(owner.uid in present for owner in pod.metadata.owner_references or [])]
+    return [
+        pod for pod in site_pods(cluster) if any(owner.uid in present for owner in pod.metadata.owner_references or [])
+    ]
 
 
 def unready_replicas(cluster: Cluster) -> list[str]:
@@ -291,10 +298,7 @@ class SiteRunning:
         return crowded(nodes, {worker.name for worker in workers})
 
     def _pods(self) -> set[str]:
-        pods = self.cluster.core.list_namespaced_pod(
-            NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S
-        )
-        return {pod.metadata.name for pod in pods.items}
+        return {pod.metadata.name for pod in site_pods(self.cluster)}
 
     def apply(self) -> None:
         """Wait, then spread and wait again; raises ActionFailed with what the Pods' events say at the deadline."""

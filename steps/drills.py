@@ -5,7 +5,6 @@ They run only where the environment permits chaos and its name is repeated on th
 
 import random
 import secrets
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from pytest_bdd import given, then, when
 
 from certificate.plugin import FOUND_BY
 from certificate.verdict import Finding, NotExercised, Verdict
-from chaos.drill import Run
+from chaos.drill import Run, repeating
 from chaos.drills import API, DATA, DRILLS, PAGES, VISITORS, WRITES, Drill
-from chaos.healer import watched_over
+from chaos.healer import heal_now, watched_over
 from chaos.history import History
-from chaos.journal import HealFailed, Journal
+from chaos.journal import HealFailed
 from chaos.judgement import Judgement
 from chaos.permission import refusal
 from chaos.report import as_text, write
@@ -53,8 +52,7 @@ class Drills:
         environment = self.target.environment
         folder = self.folder / "drills" / drill.name
         self.kept(folder)
-        env = shlex.quote(self.env)
-        again = f"python -m chaos run {drill.name} --env {env} --chaos {environment.name} --seed {self.seed}"
+        again = repeating("run", drill.name, env=self.env, chaos=environment.name, seed=self.seed)
         Run(self.target, drill, self.seed, folder, again, self.say).run()
         said = write(folder)
         for line in as_text(History.read(folder), said).splitlines():
@@ -76,13 +74,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if not config.option.heal:
         return None
     try:
-        session = open_session(config.option.env)
-        with session.state.locked("healing"):
-            healed = Journal(session.state.broken).heal(session)
+        sys.stdout.write(heal_now(open_session(config.option.env)))
     except (Busy, EnvironmentInvalid, HealFailed, HypervisorError, ProviderError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write("".join(f"healed: {line}\n" for line in healed) or "nothing was broken on purpose\n")
     return 0
 
 

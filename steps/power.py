@@ -12,6 +12,7 @@ from kubernetes.client.exceptions import ApiException
 from pytest_bdd import then, when
 
 from certificate.verdict import NotExercised
+from chaos.permission import refusal
 from chaos.timers import Budget, duration_s, grace_s
 from environments.model import Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
@@ -146,8 +147,8 @@ def permission(request: pytest.FixtureRequest) -> None:
     """What is marked disruptive runs only where the environment permits chaos."""
     if request.node.get_closest_marker("disruptive"):
         environment = request.getfixturevalue("target").environment
-        if not environment.chaos.allowed:
-            raise NotExercised(f"chaos.allowed is false in the environment {environment.name}")
+        if why := refusal(environment, environment.name):
+            raise NotExercised(why)
 
 
 @pytest.fixture

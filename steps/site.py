@@ -18,7 +18,7 @@ from environments.model import Environment, Role
 from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session
-from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME
+from provisioning.site import CLAIM, NAME, NAMESPACE, SELECTOR, VOLUME, site_pods
 from provisioning.wordpress import TIMEOUT_S, Media, Post, WordPress, png
 from steps.complaints import none_of, unless
 from steps.pods import Pod, printed
@@ -86,10 +86,9 @@ def entrances(target: Session) -> Iterator[Entrances]:
 
 def ready_replicas(cluster: Cluster) -> tuple[Pod, ...]:
     """The site's Pods that are Ready and not on their way out; raises ApiException."""
-    found = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
     return tuple(
         Pod(pod.metadata.name, pod.status.pod_ip, pod.spec.node_name)
-        for pod in found.items
+        for pod in site_pods(cluster)
         if pod.metadata.deletion_timestamp is None
         and any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
     )
@@ -378,7 +377,7 @@ def as_declared(cluster: Cluster, environment: Environment) -> None:
 
 def readable(cluster: Cluster) -> Iterator[tuple[str, str]]:
     """Everything about the site that people without access to Secrets can read, each with what it is."""
-    for pod in cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR).items:
+    for pod in site_pods(cluster):
         yield f"Pod {pod.metadata.name}", str(pod)
         yield f"log of {pod.metadata.name}", str(cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE))
         # After a power cut the kubelet may know of a restart and of nothing before it: then nobody can read that.

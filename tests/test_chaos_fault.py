@@ -23,6 +23,7 @@ from environments.model import Machine
 from provisioning.action import ActionFailed
 from provisioning.session import Session
 from provisioning.ssh import Result
+from tests import powers
 
 ENVIRONMENT = load(find("lab"))
 MACHINES = ENVIRONMENT.machines
@@ -37,27 +38,16 @@ FACTS = Facts(
 )
 
 
-class Powers:
+class Powers(powers.Powers):
     """A hypervisor that has nothing but power and one network card a machine."""
 
     def __init__(self) -> None:
-        self.states = {machine.vmid: "running" for machine in MACHINES}
+        super().__init__({machine.vmid: "running" for machine in MACHINES})
         self.under_way: dict[int, str] = {}  # tasks that somebody began: what a machine will be
         self.cards = {vmid: f"virtio=BC:24:11:00:00:{vmid % 100:02},bridge=vmbr1" for vmid in self.states}
 
-    def power(self, vmid: int) -> str:
-        return self.states[vmid]
-
     def settle(self, vmid: int) -> None:
         self.states[vmid] = self.under_way.pop(vmid, self.states[vmid])
-
-    def start(self, vmid: int) -> None:
-        assert self.states[vmid] == "stopped"
-        self.states[vmid] = "running"
-
-    def resume(self, vmid: int) -> None:
-        assert self.states[vmid] == "paused"
-        self.states[vmid] = "running"
 
     def stop(self, vmid: int) -> None:
         self.states[vmid] = "stopped"

@@ -40,6 +40,20 @@ def test_half_an_answer_of_a_part_is_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert live.owners() == {"announcer": "nobody", "etcd leader": "no answer: JSONDecodeError"}
 
 
+def test_a_drill_is_told_of_half_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is broken: it is refused, and has not come to an end that would pass for a verdict."""
+    monkeypatch.setattr(facts, "execute", lambda *_: Output("", "", 1))
+    monkeypatch.setattr(facts, "who_has", lambda *_: set())
+    monkeypatch.setattr(facts, "site_pods", lambda _: [])
+    database = SimpleNamespace(query=lambda _: [])
+    session = SimpleNamespace(
+        environment=ENVIRONMENT, hypervisor=Powers(), shell=None, database=database, ndb=SimpleNamespace(members=[])
+    )
+    live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=None)))
+    with pytest.raises(facts.Unreadable, match="JSONDecodeError"):
+        live.facts()
+
+
 def test_an_upload_that_was_made_twice_is_found_twice() -> None:
     """WordPress gives a name that is taken a number; other sizes of an image are no uploads of their own."""
 

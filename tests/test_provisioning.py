@@ -45,6 +45,7 @@ from provisioning.machines import (
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import provider
 from provisioning.state import Busy, State
+from tests import powers
 
 ROOT = Path(__file__).parent.parent
 
@@ -474,28 +475,17 @@ def test_a_disk_that_is_too_small_is_grown_by_a_task_that_is_awaited(
     assert hypervisor.called == []
 
 
-class Powers:
+class Powers(powers.Powers):
     """A hypervisor of machines in a state each, whose list calls a paused one running, as Proxmox VE's does."""
 
     def __init__(self, states: dict[Machine, str]) -> None:
+        super().__init__({machine.vmid: state for machine, state in states.items()})
         self.machines = list(states)
-        self.states = {machine.vmid: state for machine, state in states.items()}
 
     def vms(self) -> dict[int, Vm]:
         listed = {machine.vmid: vm(machine.vmid, machine.name, "haproof-lab") for machine in self.machines}
         on = {vmid for vmid, state in self.states.items() if state != "stopped"}
         return listed | {vmid: replace(listed[vmid], status="running") for vmid in on}
-
-    def power(self, vmid: int) -> str:
-        return self.states[vmid]
-
-    def start(self, vmid: int) -> None:
-        assert self.states[vmid] == "stopped"
-        self.states[vmid] = "running"
-
-    def resume(self, vmid: int) -> None:
-        assert self.states[vmid] == "paused"
-        self.states[vmid] = "running"
 
 
 def test_what_is_stopped_is_started_and_what_is_paused_goes_on(

@@ -72,7 +72,7 @@ def test_an_image_that_the_registry_has_not_is_told_at_once_and_the_site_stays(t
 def test_an_export_that_is_not_there_is_told_by_server_and_path(target: Session) -> None:
     server, cluster = only(target, Role.NFS), target.cluster
     source = f"{target.environment.reached_from(only(target, Role.WORKER), server)}:{target.environment.nfs.export}"
-    target.shell.check(server, "mv /etc/ganesha/ganesha.conf /root/ && echo > /etc/ganesha/ganesha.conf")
+    target.shell.check(server, "mv /etc/ganesha/ganesha.conf /srv/ && echo > /etc/ganesha/ganesha.conf")
     target.shell.check(server, "systemctl restart nfs-ganesha")
     try:
         pods = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
@@ -90,7 +90,7 @@ def test_an_export_that_is_not_there_is_told_by_server_and_path(target: Session)
         poll("a mount that fails", missed, timeout_s=PATIENCE_S, interval_s=1)
         told = stopped_at(SiteRunning(cluster, lambda: True, 5))
     finally:
-        target.shell.check(server, "mv /root/ganesha.conf /etc/ganesha/ && systemctl restart nfs-ganesha")
+        target.shell.check(server, "mv /srv/ganesha.conf /etc/ganesha/ && systemctl restart nfs-ganesha")
     assert "every replica of the site" in told
     assert re.search(r"srvk8s-worker0\d: FailedMount", told)
     assert source in told

@@ -5,13 +5,11 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from provisioning.poll import DeadlineExceeded
 from provisioning.report import Terminal
-from provisioning.session import REFUSALS
 from tests.sabotage.features import every_scenario
 from tests.sabotage.lie import Lie
 from tests.sabotage.matrix import Row, line, lines
-from tests.sabotage.stage import NotPermitted, Stage, prepared
+from tests.sabotage.stage import UNPREPARED, Stage, prepared
 
 NO_STAGE = 2  # exit code: nothing was told
 MATRIX = pytest.StashKey[list[Row]]()
@@ -54,7 +52,7 @@ def stage(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Stage:
     with capture.global_and_fixture_disabled():
         try:
             return prepared(option.env, option.chaos, Terminal(Console(stderr=True)), keep=keep)
-        except (NotPermitted, DeadlineExceeded, *REFUSALS) as error:
+        except UNPREPARED as error:
             pytest.exit(f"no lie is told: {error}", returncode=NO_STAGE)
 
 

@@ -15,12 +15,10 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from provisioning.poll import DeadlineExceeded
 from provisioning.report import Terminal
-from provisioning.session import REFUSALS
 from tests.sabotage.features import every_scenario
 from tests.sabotage.matrix import QUIET
-from tests.sabotage.stage import NotJudged, NotPermitted, Stage, prepared
+from tests.sabotage.stage import UNPREPARED, NotJudged, Stage, prepared
 
 RUNS = 10
 NOT_JUDGED = 2
@@ -75,7 +73,7 @@ def main() -> int:
     try:
         stage = prepared(arguments.env, arguments.chaos, Terminal(Console(stderr=True)), keep=True)
         return certified(stage, scenarios, arguments.runs)
-    except (NotPermitted, NotJudged, DeadlineExceeded, *REFUSALS) as error:
+    except (NotJudged, *UNPREPARED) as error:
         sys.stderr.write(f"{error}\n")
         return NOT_JUDGED
 

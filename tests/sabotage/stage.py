@@ -18,8 +18,8 @@ from environments.model import Environment, Machine, Role
 from provisioning.build import Reporter
 from provisioning.cluster import UNAVAILABLE, Cluster
 from provisioning.machines import in_parallel
-from provisioning.poll import NotYet, poll
-from provisioning.session import Session, open_session
+from provisioning.poll import DeadlineExceeded, NotYet, poll
+from provisioning.session import REFUSALS, Session, open_session
 from steps.cluster import short_of_pods
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,6 +38,10 @@ class NotJudged(Exception):
 
 class NotPermitted(Exception):
     """The target may not be lied to; the message says why and what to do."""
+
+
+# What keeps a target from being prepared; each message says what to do.
+UNPREPARED = (NotPermitted, DeadlineExceeded, *REFUSALS)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class Stage:
 def prepared(env: str, chaos: str, reporter: Reporter, *, keep: bool) -> Stage:
     """A built target that is whole, and that is kept as it is now where `keep` says so.
 
-    Raises NotPermitted, what a build raises (`provisioning.session.REFUSALS`), and DeadlineExceeded.
+    Raises UNPREPARED.
     """
     session = open_session(env)
     if why := refusal(session.environment, chaos):

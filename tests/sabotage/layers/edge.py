@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from provisioning.edge import CLOSING_RULE, CONNECTED_TIMEOUT_S, AccessDeclared,
 from provisioning.poll import NotYet, poll
 from provisioning.tunnel import UNIT
 from steps.growth import free_address
+from tests.processes import named
 from tests.sabotage.layers.database import unit_disabled
 from tests.sabotage.lie import Lie, Tell, on
 from tests.sabotage.stage import ROOT, Stage
@@ -139,7 +140,7 @@ def dialled_in(stage: Stage) -> None:
 def way_round(stage: Stage) -> Iterator[None]:
     """Where visitors are, there is a second cable, into the network of the site."""
     network = stage.environment.networks["cluster"]
-    visitors = next(iter(processes("tinyproxy")), None)
+    visitors = next(named("tinyproxy"), None)
     if visitors is None:
         raise ActionFailed("nobody is where visitors are: no tinyproxy runs here")
     address = free_address(stage.environment, "cluster")
@@ -155,14 +156,6 @@ def way_round(stage: Stage) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["ip", "link", "del", "sabotage0"], check=False)
-
-
-def processes(name: str) -> Iterator[int]:
-    """Ids of the processes that run a program of that name; those of guests come and go meanwhile."""
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and (entry / "comm").read_text().strip() == name:
-                yield int(entry.name)
 
 
 LOGIN = ("An authorised address gets in by PIN",)
