@@ -1,6 +1,7 @@
 """`python -m chaos`: run a drill, heal what one left broken, judge what one recorded."""
 
 import random
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,10 +77,10 @@ def run(name: Name, chaos: Chaos, env: Env = "lab", seed: Seed = None, out: Out 
     if name not in DRILLS:
         sys.stderr.write(f"there is no drill “{name}”; {nearest(name, DRILLS)}\n")
         raise typer.Exit(CANNOT_READ)
-    with _permitted(env, chaos, f"the drill {name}") as session:
+    with _permitted(env, chaos, f"the drill {name}") as (session, healer):
         chosen = _chosen(seed)
         again = repeating("run", name, env=env, chaos=chaos, seed=chosen)
-        said = _run(session, DRILLS[name], chosen, again, out)
+        said = _run(session, healer, DRILLS[name], chosen, again, out)
     raise typer.Exit(EXIT[said.finding.verdict])
 
 
@@ -95,14 +96,14 @@ def strike(
     out: Out = Path("out"),
 ) -> None:
     """Break one thing, any that there is; healed, all is to be back and nothing lost."""
-    with _permitted(env, chaos, f"{fault} of {whom}") as session:
+    with _permitted(env, chaos, f"{fault} of {whom}") as (session, healer):
         if "partition" in kind_named(fault).name and not peers:
             raise Refused("a partition cuts somebody off from others: name them by --peers")
         chosen, facts = _chosen(seed), Live(session, session.cluster).facts()
         words = ["strike", fault, whom, "--hold", f"{hold:g}", *(("--peers", peers) if peers else ())]
         again = repeating(*words, env=env, chaos=chaos, seed=chosen)
         blows = [Blow(fault, machine.name, hold, peers=peers) for machine in select(whom, facts, chosen)]
-        said = _run(session, as_drill(blows, chosen, holding(facts)), chosen, again, out)
+        said = _run(session, healer, as_drill(blows, chosen, holding(facts)), chosen, again, out)
     raise typer.Exit(EXIT[said.finding.verdict])
 
 
@@ -117,7 +118,7 @@ def storm(
     out: Out = Path("out"),
 ) -> None:
     """Break several things one over another, picked by a seed; healed, all is to be back and nothing lost."""
-    with _permitted(env, chaos, "a schedule of faults") as session:
+    with _permitted(env, chaos, "a schedule of faults") as (session, healer):
         chosen = _chosen(seed)
         words = ["storm", "--drills", str(drills), "--duration", f"{duration:g}"]
         again = repeating(*words, env=env, chaos=chaos, seed=chosen)
@@ -125,13 +126,13 @@ def storm(
         down_max = session.environment.chaos.machines_down_max
         planned = schedule(facts, chosen, drills, duration, down_max)
         _say(planned.does)
-        said = _run(session, planned, chosen, again, out)
+        said = _run(session, healer, planned, chosen, again, out)
         if shrink and said.finding.verdict is Verdict.REFUTED:
 
             def fails(blows: Sequence[Blow]) -> bool:
                 part = as_drill(blows, chosen, holding(facts))
                 _say(f"trying: {part.does}")
-                return _run(session, part, chosen, again, out).finding.verdict is Verdict.REFUTED
+                return _run(session, healer, part, chosen, again, out).finding.verdict is Verdict.REFUTED
 
             _say(f"the shortest that is refuted: {as_drill(shrunk(planned.blows, fails), chosen).does}")
     raise typer.Exit(EXIT[said.finding.verdict])
@@ -142,14 +143,14 @@ def _chosen(seed: int | None) -> int:
 
 
 @contextmanager
-def _permitted(env: str, chaos: str, doing: str) -> Iterator[Session]:
-    """A target that may be broken, held and watched over; refusals are one message and an exit code."""
+def _permitted(env: str, chaos: str, doing: str) -> Iterator[tuple[Session, "subprocess.Popen[str]"]]:
+    """A target that may be broken, held, and its healer; refusals are one message and an exit code."""
     session = _session(env)
     try:
         if why := refusal(session.environment, chaos):
             raise Refused(why)
-        with session.state.locked(doing), watched_over(env):
-            yield session
+        with session.state.locked(doing), watched_over(env) as healer:
+            yield session, healer
     except NotExercised as error:
         sys.stderr.write(f"not exercised: {error}\n")
         raise typer.Exit(EXIT[Verdict.NOT_EXERCISED]) from error
@@ -158,11 +159,13 @@ def _permitted(env: str, chaos: str, doing: str) -> Iterator[Session]:
         raise typer.Exit(CANNOT_READ) from error
 
 
-def _run(session: Session, drill: Drill, seed: int, again: str, out: Path) -> Judgement:
+def _run(
+    session: Session, healer: "subprocess.Popen[str]", drill: Drill, seed: int, again: str, out: Path
+) -> Judgement:
     folder = out / session.environment.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{drill.name}"
     console = Console(stderr=True)
     with shown(console, folder):
-        Run(session, drill, seed, folder, again, lambda line: console.print(line, highlight=False)).run()
+        Run(session, healer, drill, seed, folder, again, lambda line: console.print(line, highlight=False)).run()
     Evidence(folder).blot(secrets_of(session.environment))
     with _judging():
         said = write(folder)

@@ -127,9 +127,10 @@ def _end_s(plan: Planned) -> float:
 
 @dataclass
 class Run:
-    """One run of one drill against one target."""
+    """One run of one drill against one target; `healer` is who heals if this process dies."""
 
     session: Session
+    healer: "subprocess.Popen[str]"
     drill: Drill
     seed: int
     folder: Path
@@ -388,6 +389,8 @@ class Run:
             for does, process in working.items():
                 if (code := process.poll()) is not None:
                     self._end(f"the process that {does} has ended (exit code {code}), so what happens is not recorded")
+            if (code := self.healer.poll()) is not None:
+                self._end(f"the healer has ended (exit code {code}), so nobody would heal if this process died")
             away = last["machines"]
             silent_looks = silent_looks + 1 if away.startswith(SILENCE) else 0
             if silent_looks == SILENT_LOOKS:

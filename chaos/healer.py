@@ -28,8 +28,8 @@ END_TIMEOUT_S = 30
 
 
 @contextmanager
-def watched_over(name_or_file: str) -> Iterator[None]:
-    """Whatever becomes of this process, what it notes in the journal is healed.
+def watched_over(name_or_file: str) -> Iterator["subprocess.Popen[str]"]:
+    """Whatever becomes of this process, what it notes in the journal is healed: by the process that is given.
 
     While anything is noted the healer is not dismissed: it goes on trying, and is waited for.
     """
@@ -39,7 +39,7 @@ def watched_over(name_or_file: str) -> Iterator[None]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdin is not None
         try:
-            yield
+            yield process
         finally:
             left = journal.held()
             try:

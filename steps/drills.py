@@ -5,6 +5,7 @@ They run only where the environment permits chaos and its name is repeated on th
 
 import random
 import secrets
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Drills:
     """Runs drills against the target; each leaves its evidence in a folder of its own."""
 
     target: Session
+    healer: "subprocess.Popen[str]"
     env: str
     seed: int
     folder: Path
@@ -53,7 +55,7 @@ class Drills:
         folder = self.folder / "drills" / drill.name
         self.kept(folder)
         again = repeating("run", drill.name, env=self.env, chaos=environment.name, seed=self.seed)
-        Run(self.target, drill, self.seed, folder, again, self.say).run()
+        Run(self.target, self.healer, drill, self.seed, folder, again, self.say).run()
         said = write(folder)
         for line in as_text(History.read(folder), said).splitlines():
             self.say(line)
@@ -115,11 +117,11 @@ def at_work(
     target: Session = request.getfixturevalue("target")
     if why := refusal(target.environment, named):
         raise NotExercised(why)
-    with watched_over(pytestconfig.option.env):
+    with watched_over(pytestconfig.option.env) as healer:
         folder: Path = request.getfixturevalue("evidence_folder")
         kept = partial(_kept, request.node)
         option = pytestconfig.option
-        yield Drills(target, option.env, option.seed, folder, kept, lambda line: say(f"  {line}"))
+        yield Drills(target, healer, option.env, option.seed, folder, kept, lambda line: say(f"  {line}"))
 
 
 def _kept(scenario: pytest.Item, folder: Path) -> None:

@@ -126,7 +126,7 @@ def test_the_verdict_is_written_before_the_picture_that_may_fail(folder: Path, m
 
     @contextmanager
     def permitted(*_: object) -> Iterator[object]:
-        yield SimpleNamespace(environment=ENVIRONMENT)
+        yield SimpleNamespace(environment=ENVIRONMENT), None
 
     monkeypatch.setattr("chaos.picture.draw", broken)
     monkeypatch.setattr(commands, "_permitted", permitted)

@@ -1,5 +1,6 @@
 """A whole drill against a target of fakes: what it refuses, what it ends for, and that it heals whatever happens."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,7 @@ DRILL = Drill(
 
 
 class Worker:
-    """A recording process, as far as a drill knows one."""
+    """A recording process or a healer, as far as a drill knows one."""
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -54,6 +55,7 @@ class World:
     states: dict[str, str] = field(default_factory=lambda: {"site": WHOLE})
     owners: Callable[[], Mapping[str, str]] = dict
     workers: dict[str, Worker] = field(default_factory=dict)
+    healer: Worker = field(default_factory=Worker)
     said: list[str] = field(default_factory=list)
     noted_at_their_end: list[Wound] = field(default_factory=list)
     on_strike: Callable[[], None] = lambda: None
@@ -83,7 +85,8 @@ class World:
             hypervisor=self.powers,
             cluster=SimpleNamespace(core=core),
         )
-        Run(cast(Session, fake), what, 1, self.folder / "drill", "again", self.say, self.clock_s).run()
+        healer = cast("subprocess.Popen[str]", self.healer)
+        Run(cast(Session, fake), healer, what, 1, self.folder / "drill", "again", self.say, self.clock_s).run()
         return judge(self.history)
 
     def look(self) -> Mapping[str, str]:
@@ -262,6 +265,14 @@ def test_a_recording_process_that_is_killed_ends_the_drill_and_all_is_healed(
     told = world.run().finding
     assert told.verdict is Verdict.UNKNOWN
     assert f"the process that {does} has ended (exit code -9)" in told.reason
+    world.assert_healed()
+
+
+def test_a_healer_that_is_gone_ends_the_drill_and_all_is_healed(world: World) -> None:
+    """Or a drill that is killed from then on would leave things broken."""
+    world.on_strike = lambda: setattr(world.healer, "code", -9)
+    told = world.run().finding
+    assert (told.verdict, "the healer has ended (exit code -9)" in told.reason) == (Verdict.UNKNOWN, True)
     world.assert_healed()
 
 

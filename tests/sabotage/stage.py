@@ -1,8 +1,6 @@
 """The target that lies are told to: how its machines are reached, what its scenarios say, whether it is whole again."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,12 +19,14 @@ from provisioning.machines import in_parallel
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import REFUSALS, Session, open_session
 from steps.cluster import short_of_pods
+from tests.sabotage import forked
 
 ROOT = Path(__file__).parent.parent.parent
 SNAPSHOT = "built"
 SCRIPT_TIMEOUT_S = 240
 WHOLE_TIMEOUT_S = 600  # a container that ended several times is started again after up to 300 s
 JUDGED_TIMEOUT_S = 3600  # all drills take half of it
+SAID = 4000  # characters of what it printed last
 JUDGED = (0, 1)  # pytest's exit codes of a run that came to its end
 EAR = "tests.sabotage.ear"
 KUBECTL = "export KUBECONFIG=/etc/kubernetes/admin.conf; "
@@ -81,24 +81,19 @@ class Stage:
         if not scenarios:
             return {}
         with tempfile.TemporaryDirectory() as folder:
-            wanted, heard = Path(folder) / "wanted.json", Path(folder) / "heard.json"
+            wanted, heard, output = (Path(folder) / name for name in ("wanted.json", "heard.json", "output"))
             wanted.write_text(json.dumps(sorted(scenarios)))
-            command = [sys.executable, "-m", "pytest", "features", "-q", "--no-build", "--env", self.env]
-            command += ["-p", EAR, "--scenarios", str(wanted), "--heard", str(heard)]
+            arguments = ["features", "-q", "--no-build", "--env", self.env, "--chaos", self.environment.name]
+            arguments += ["-p", EAR, "--scenarios", str(wanted), "--heard", str(heard)]
             # Hypothesis' plugin loads all of it when a run ends, used or not: half as long again.
-            command += ["-p", "no:hypothesispytest"]
-            command += ["--chaos", self.environment.name, "-p", "no:cacheprovider", *(["-p", plugin] if plugin else [])]
+            arguments += ["-p", "no:hypothesispytest", "-p", "no:cacheprovider", *(["-p", plugin] if plugin else [])]
             try:
-                done = subprocess.run(
-                    command, cwd=ROOT, capture_output=True, text=True, timeout=JUDGED_TIMEOUT_S, check=False
-                )
-            except subprocess.TimeoutExpired as error:
-                raise NotJudged(
-                    f"the scenarios did not end within {JUDGED_TIMEOUT_S} s: {error.output!r:.2000}"
-                ) from error
-            said = f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}".strip()
-            if done.returncode not in JUDGED or not heard.exists():
-                raise NotJudged(f"pytest ended with {done.returncode}: {said}")
+                code = forked.run(arguments, ROOT, output, JUDGED_TIMEOUT_S)
+            except forked.TimedOut as error:
+                raise NotJudged(f"pytest {error}: {output.read_text()[-SAID:]}") from error
+            said = output.read_text()[-SAID:].strip()
+            if code not in JUDGED or not heard.exists():
+                raise NotJudged(f"pytest ended with {code}: {said}")
             found = json.loads(heard.read_text())
         if lacking := {*scenarios} - {*found}:
             raise NotJudged(f"nothing was heard of {', '.join(sorted(lacking))}: {said}")

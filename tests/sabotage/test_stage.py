@@ -1,7 +1,7 @@
 """What is heard of a target that is lied to, and who may lie to it; needs no target."""
 
 import json
-import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from certificate.verdict import Verdict
 from environments.load import find, load
 from environments.model import Chaos
 from provisioning.report import Terminal
+from tests.sabotage import forked
 from tests.sabotage import stage as stages
 from tests.sabotage.lie import Lie, nothing
 from tests.sabotage.stage import NotJudged, NotPermitted, Stage, prepared
@@ -29,12 +30,13 @@ def staged() -> Stage:
 def said(monkeypatch: pytest.MonkeyPatch, code: int, heard: dict[str, tuple[str, str]] | None) -> None:
     """Pytest ends with `code`, and its ear heard this."""
 
-    def run(command: list[str], **_: Any) -> Any:
+    def run(arguments: Sequence[str], _: Path, output: Path, __: float) -> int:
         if heard is not None:
-            Path(command[command.index("--heard") + 1]).write_text(json.dumps(heard))
-        return SimpleNamespace(returncode=code, stdout="the lab is held by another run", stderr="")
+            Path(arguments[arguments.index("--heard") + 1]).write_text(json.dumps(heard))
+        output.write_text("the lab is held by another run")
+        return code
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(forked, "run", run)
 
 
 HELD = ("proven", "")
@@ -66,12 +68,42 @@ def test_a_run_that_did_not_judge_all_is_no_quiet_one(
 
 
 def test_scenarios_that_do_not_end_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_: Any, **__: Any) -> Any:
-        raise subprocess.TimeoutExpired("pytest", 1)
+    def run(_: object, __: object, output: Path, timeout_s: float) -> int:
+        output.write_text("the last scenario")
+        raise forked.TimedOut(f"did not end within {timeout_s:g} s")
 
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(NotJudged, match="did not end within"):
+    monkeypatch.setattr(forked, "run", run)
+    with pytest.raises(NotJudged, match="did not end within 3600 s: the last scenario"):
         staged().judge(["No swap"])
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder of tests."""
+    (tmp_path / "test_it.py").write_text(
+        "import os, sys, time\n"
+        "def test_what_is_imported():\n"
+        "    ours = {'steps', 'provisioning', 'chaos', 'certificate'}\n"
+        "    assert not ours & sys.modules.keys()\n"
+        "    assert 'kubernetes.client' in sys.modules\n"
+        "def test_long():\n"
+        "    open('pid', 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    return tmp_path
+
+
+def test_pytest_is_forked_with_libraries_and_nothing_of_ours(checkout: Path) -> None:
+    for expression, code, told in (("imported", 0, "1 passed"), ("nothing", 5, "2 deselected")):
+        said = checkout / "said"
+        assert forked.run(["-k", expression, "-p", "no:cacheprovider"], checkout, said, 60) == code, said.read_text()
+        assert told in said.read_text()
+
+
+def test_pytest_that_does_not_end_is_ended(checkout: Path) -> None:
+    with pytest.raises(forked.TimedOut, match="did not end within 5 s"):
+        forked.run(["-k", "long", "-p", "no:cacheprovider"], checkout, checkout / "said", 5)
+    assert not Path("/proc", (checkout / "pid").read_text()).exists()
 
 
 def test_a_scenario_that_a_run_did_not_come_to_is_heard_as_not_judged(pytester: pytest.Pytester) -> None:

@@ -94,7 +94,3 @@ def certified(stage: Stage, scenarios: Collection[str], runs: int) -> int:
         sys.stdout.flush()
     sys.stdout.write(f"{wolves} of {runs} runs cried wolf\n")
     return 1 if wolves else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
