@@ -14,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 
 from certificate.verdict import NotExercised
 from chaos.drills import DRILLS, Blow, Drill, Moment
-from chaos.facts import AWAY, SILENT, WHOLE, Live
+from chaos.facts import AWAY, SILENT, Live
 from chaos.fault import FaultKind, Struck, kind_named
 from chaos.history import (
     FILE,
@@ -339,7 +339,7 @@ class Run:
     def _await_whole(self, timeout_s: float) -> None:
         def whole() -> bool:
             self._go_on()
-            if found := {name: state for name, state in self._live.states().items() if state != WHOLE}:
+            if found := self._live.lacking():
                 raise NotYet("; ".join(f"{name}: {state}" for name, state in found.items()))
             return True
 

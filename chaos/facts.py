@@ -1,11 +1,14 @@
 """Facts of a live target that drills go by: who has which part, which timers run, and whether everything is whole."""
 
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
 
 import requests
 from kubernetes.client.exceptions import ApiException
@@ -32,6 +35,7 @@ from steps.pods import execute
 VISIT_TIMEOUT_S = 10
 FEW_ROUNDS = 2  # each listens for 0.4 s, and a drill waits for them; the record that goes on beside it asks in full
 WHOLE, AWAY = "whole", "away: "
+CLOCKS_S = 10.0  # a node's clock, the runner's and the hypervisor's list agree within
 NDB_TIMERS = (
     "SELECT DISTINCT param_name, config_value FROM ndbinfo.config_params JOIN ndbinfo.config_values"
     " ON config_param = param_number WHERE param_name IN ('HeartbeatIntervalDbDb', 'ArbitrationTimeout')"
@@ -70,6 +74,23 @@ def read_whole() -> Iterator[None]:
         yield
     except GARBLED as error:
         raise Unreadable(f"an answer that cannot be read: {type(error).__name__}: {error}") from error
+
+
+def from_before(pods: Iterable[Mapping[str, Any]], booted_s: Mapping[str, float]) -> list[str]:
+    """Pods of which the API tells as they were before their node booted, as `name on node`. Pure.
+
+    `pods` in the API's JSON; when each node booted in seconds of the wall clock.
+    """
+    found = []
+    for pod in pods:
+        name, node = pod["metadata"]["name"], pod["spec"].get("nodeName")
+        if node not in booted_s or pod["metadata"].get("deletionTimestamp"):
+            continue
+        running = [status["state"].get("running") for status in pod["status"].get("containerStatuses", [])]
+        started_s = [datetime.fromisoformat(one["startedAt"]).timestamp() for one in running if one]
+        if started_s and min(started_s) < booted_s[node] - CLOCKS_S:
+            found.append(f"{name} on {node}")
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -143,11 +164,16 @@ class Live:
         parts: Mapping[str, Callable[[], str]] = {
             "machines": self._machines,
             "nodes": self._nodes,
+            "restarts": self._restarts,
             "replicas": self._replicas,
             "database": self._database,
             "site": self._site,
         }
         return self._asked(parts)
+
+    def lacking(self) -> Mapping[str, str]:
+        """Of `states`, those that are not whole."""
+        return {name: state for name, state in self.states().items() if state != WHOLE}
 
     def owners(self) -> Mapping[str, str]:
         """Who has which part, for the record; slower to ask than `states`."""
@@ -168,6 +194,23 @@ class Live:
         names = {machine.name for machine in self.session.environment.cluster_machines}
         listed = self.cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items
         return "; ".join(f"{name} {state}" for name, state in sorted(unready_nodes(listed, names).items())) or WHOLE
+
+    def _restarts(self) -> str:
+        """Whether what ran on a machine that lost its power has been started again.
+
+        The API tells of it as it was until the machine's kubelet says otherwise: a node that was away for less than its
+        grace period was Ready all the time.
+        """
+        environment, now_s = self.session.environment, time.time()
+        found = owned(environment, self.session.hypervisor.vms())
+        booted_s = {
+            machine.name: now_s - found[machine.vmid].uptime_s
+            for machine in environment.cluster_machines
+            if machine.vmid in found
+        }
+        told = self.cluster.core.list_pod_for_all_namespaces(_preload_content=False, _request_timeout=REQUEST_TIMEOUT_S)
+        left = from_before(json.loads(told.data)["items"], booted_s)
+        return f"not started since the boot: {', '.join(left)}" if left else WHOLE
 
     def _replicas(self) -> str:
         return next(iter(unready_replicas(self.cluster)), WHOLE)

@@ -21,8 +21,8 @@ UNASKED_INTERVALS, UNASKED_S = 5, 2.0
 # To give a machine its power, or start a unit, takes seconds; a hypervisor that is busy may take minutes.
 HEALING_S = 60.0
 UPLOAD = "upload"
-# What is seen from outside: its change is no sign that the target's own parts noticed anything.
-NOT_DETECTING = {"machines", "site", "clock"}
+# What is seen from outside, or comes after: its change is no sign that the target's own parts noticed anything.
+NOT_DETECTING = {"machines", "restarts", "site", "clock"}
 # Whom a layer asks to answer; of layers with names of their own (`pod/…`), what stands before the slash.
 ASKS: Mapping[str, tuple[str, ...]] = {
     "public": ("vip",),

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from chaos.facts import WHOLE, Live
+from chaos.facts import Live
 from chaos.fault import KINDS, Struck
 from chaos.healer import watched_over
 from chaos.journal import Journal, Wound
@@ -52,7 +52,7 @@ def under(session: Session, env: str, condition: str, seed: int) -> Iterator[Non
         yield
         return
     live = Live(session, session.cluster)
-    if found := {part: state for part, state in live.states().items() if state != WHOLE}:
+    if found := live.lacking():
         raise Refused(f"the target is not whole, so nothing is taken away from it: {found}")
     (machine,) = select(away.target, live.facts(), seed)
     kind, journal = KINDS[away.fault], Journal(session.state.broken)
@@ -69,7 +69,7 @@ def under(session: Session, env: str, condition: str, seed: int) -> Iterator[Non
 
 
 def _whole(live: Live) -> bool:
-    if found := {part: state for part, state in live.states().items() if state != WHOLE}:
+    if found := live.lacking():
         raise NotYet(str(found))
     return True
 

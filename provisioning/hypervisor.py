@@ -68,6 +68,7 @@ class Vm:
     status: str
     tags: frozenset[str]
     template: bool
+    uptime_s: int = 0
 
 
 class Hypervisor:
@@ -313,6 +314,7 @@ def _vm(row: dict[str, Any]) -> Vm:
         str(row["status"]),
         frozenset(re.split(r"[;, ]+", str(row.get("tags", "")))) - {""},
         bool(row.get("template", 0)),
+        int(row.get("uptime", 0)),
     )
 
 

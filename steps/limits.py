@@ -10,6 +10,7 @@ import requests
 from kubernetes.client.exceptions import ApiException
 from pytest_bdd import given, then, when
 
+from chaos.facts import Live
 from environments.model import Environment, Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
 from provisioning.machines import BOOT_TIMEOUT_S
@@ -17,10 +18,9 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.public import PublicHost
 from provisioning.session import Session
 from provisioning.wordpress import NO_DATABASE, gist
-from steps.cluster import nodes_not_ready
 from steps.edge import front_page_again
 from steps.power import TAKEOVER_S, Power
-from steps.site import Editor, answers, at_vip, await_replicas
+from steps.site import Editor, answers, at_vip
 
 # Twice what a takeover of the address may take: what has not gone by then was not about to.
 WATCHED_S = 2 * TAKEOVER_S
@@ -33,27 +33,21 @@ NO_CONNECTOR = 530
 
 @pytest.fixture
 def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[None]:
-    """Gives the power back and waits until nodes, database and site are whole: the next scenario starts from there.
+    """Gives the power back and waits until all is whole: the next scenario starts from there.
 
     The time counts from the power's return: a scenario that has waited all of it in vain is not followed by as much.
     """
     _ = cluster.api  # read now: the machine that holds its key may be the one that is cut
     yield
     until_s = power.heal() + WHOLE_TIMEOUT_S
-    names = {machine.name for machine in target.environment.cluster_machines}
+    live = Live(target, cluster)
 
     def whole() -> bool:
-        try:
-            found = [f"{name} {state}" for name, state in nodes_not_ready(cluster, names).items()]
-        except (ApiException, *UNAVAILABLE) as error:
-            raise NotYet(f"the API does not answer: {type(error).__name__}") from error
-        if found:
-            raise NotYet("; ".join(found))
-        return answers(target.environment)
+        if found := live.lacking():
+            raise NotYet("; ".join(f"{part}: {state}" for part, state in found.items()))
+        return True
 
     poll("a whole target", whole, timeout_s=max(1.0, until_s - time.monotonic()), interval_s=1)
-    target.ndb.await_members(target.ndb.members)
-    await_replicas(cluster, target.environment.wordpress.replicas)
 
 
 @given("a site that answers at its virtual address")

@@ -123,6 +123,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         facts = staticmethod(lambda: FACTS)
         timers = staticmethod(Timers)
         states = staticmethod(world.look)
+        lacking = staticmethod(lambda: {part: state for part, state in world.look().items() if state != WHOLE})
         owners = staticmethod(world.parts)
 
     class Ledger:

@@ -1,7 +1,10 @@
 """What layers are asked, and how what was written is found again."""
 
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -9,8 +12,9 @@ from chaos import facts
 from chaos.drills import PAGES, VISITORS
 from chaos.layers import FRONT_PAGE, PATH, visitors
 from chaos.ledger import Ledger, files
-from environments.model import Machine
+from environments.model import Machine, Role
 from provisioning.cluster import Cluster
+from provisioning.hypervisor import Vm
 from provisioning.session import Session
 from provisioning.ssh import Shell
 from steps.pods import Output
@@ -38,6 +42,51 @@ def test_half_an_answer_of_a_part_is_none(monkeypatch: pytest.MonkeyPatch) -> No
     session = SimpleNamespace(environment=ENVIRONMENT, hypervisor=Powers(), shell=None)
     live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=None)))
     assert live.owners() == {"announcer": "nobody", "etcd leader": "no answer: JSONDecodeError"}
+
+
+def pod(name: str, node: str, *started: str | None, deleted: bool = False) -> dict[str, Any]:
+    """As the API has it; `None` is a container that does not run."""
+    states = [{"running": {"startedAt": at}} if at else {"waiting": {"reason": "CrashLoopBackOff"}} for at in started]
+    return {
+        "metadata": {"name": name, **({"deletionTimestamp": "2026-11-28T12:00:00Z"} if deleted else {})},
+        "spec": {"nodeName": node},
+        "status": {"containerStatuses": [{"state": state} for state in states]},
+    }
+
+
+def test_what_the_api_tells_from_before_a_boot_is_found() -> None:
+    """A machine off for less than the grace period: its node is Ready, and so are Pods that are not there."""
+    booted = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
+    pods = [
+        pod("speaker-a", "n1", "2026-11-28T11:25:00Z"),
+        pod("half", "n1", "2026-11-28T12:00:20Z", "2026-11-28T11:25:00Z"),
+        pod("started", "n1", "2026-11-28T12:00:20Z"),
+        pod("by another clock", "n1", "2026-11-28T11:59:55Z"),
+        pod("failing", "n1", None),
+        pod("replaced", "n1", "2026-11-28T11:25:00Z", deleted=True),
+        pod("speaker-b", "n2", "2026-11-28T11:25:00Z"),
+        {"metadata": {"name": "pending"}, "spec": {}, "status": {}},
+    ]
+    assert facts.from_before(pods, {"n1": booted}) == ["half on n1", "speaker-a on n1"]
+
+
+def test_a_target_is_not_whole_before_what_runs_on_a_machine_has_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, machines = ENVIRONMENT.with_role(Role.CONTROL_PLANE)[0], ENVIRONMENT.machines
+    tags = frozenset({ENVIRONMENT.tag})
+    vms = {m.vmid: Vm(m.vmid, m.name, "running", tags, template=False, uptime_s=9000) for m in machines}
+    pods = [pod("speaker", master.name, "2026-11-28T11:25:00Z")]
+    core = SimpleNamespace(
+        list_pod_for_all_namespaces=lambda **_: SimpleNamespace(data=json.dumps({"items": pods}).encode())
+    )
+    session = SimpleNamespace(environment=ENVIRONMENT, hypervisor=SimpleNamespace(vms=lambda: vms))
+    live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=core)))
+    noon_s = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
+    monkeypatch.setattr(facts, "time", SimpleNamespace(time=lambda: noon_s))
+    for other in ("_machines", "_nodes", "_replicas", "_database", "_site"):
+        monkeypatch.setattr(facts.Live, other, lambda _: facts.WHOLE)
+    assert live.lacking() == {}
+    vms[master.vmid] = replace(vms[master.vmid], uptime_s=60)
+    assert live.lacking() == {"restarts": f"not started since the boot: speaker on {master.name}"}
 
 
 def test_a_drill_is_told_of_half_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from chaos.drill import EXPIRES_AFTER_S
 from chaos.drills import DRILLS as CATALOGUE
-from chaos.facts import WHOLE, Live
+from chaos.facts import Live
 from chaos.fault import KINDS
 from chaos.journal import Journal
 from chaos.ledger import PREFIX, TABLE_PREFIX
@@ -48,7 +48,7 @@ def await_whole(session: Session) -> None:
     def whole() -> bool:
         if held := Journal(session.state.broken).held():
             raise NotYet(f"still noted: {held}")
-        if found := {name: state for name, state in live.states().items() if state != WHOLE}:
+        if found := live.lacking():
             raise NotYet(str(found))
         return True
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from kubernetes.client.exceptions import ApiException
 
 from certificate.verdict import Finding, Verdict
-from chaos.facts import WHOLE, Live
+from chaos.facts import Live
 from chaos.permission import refusal
 from environments.model import Environment, Machine, Role
 from provisioning.build import Reporter
@@ -104,7 +104,7 @@ class Stage:
         live = Live(self.session, self.cluster)
 
         def whole() -> bool:
-            found = [f"{name}: {state}" for name, state in live.states().items() if state != WHOLE]
+            found = [f"{name}: {state}" for name, state in live.lacking().items()]
             try:
                 found += [line for lines in short_of_pods(self.cluster).values() for line in lines]
             except (ApiException, *UNAVAILABLE) as error:
