@@ -204,9 +204,9 @@ class Live:
         environment, now_s = self.session.environment, time.time()
         found = owned(environment, self.session.hypervisor.vms())
         booted_s = {
-            machine.name: now_s - found[machine.vmid].uptime_s
+            machine.name: now_s - vm.uptime_s
             for machine in environment.cluster_machines
-            if machine.vmid in found
+            if (vm := found.get(machine.vmid)) and vm.status == "running"
         }
         told = self.cluster.core.list_pod_for_all_namespaces(_preload_content=False, _request_timeout=REQUEST_TIMEOUT_S)
         left = from_before(json.loads(told.data)["items"], booted_s)

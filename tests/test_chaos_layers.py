@@ -87,6 +87,8 @@ def test_a_target_is_not_whole_before_what_runs_on_a_machine_has_started_again(m
     assert live.lacking() == {}
     vms[master.vmid] = replace(vms[master.vmid], uptime_s=60)
     assert live.lacking() == {"restarts": f"not started since the boot: speaker on {master.name}"}
+    vms[master.vmid] = replace(vms[master.vmid], status="stopped", uptime_s=0)
+    assert live.lacking() == {}, "what is off is told of as off"
 
 
 def test_a_drill_is_told_of_half_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
