@@ -339,9 +339,7 @@ class Run:
     def _await_whole(self, timeout_s: float) -> None:
         def whole() -> bool:
             self._go_on()
-            if found := self._live.lacking():
-                raise NotYet("; ".join(f"{name}: {state}" for name, state in found.items()))
-            return True
+            return self._live.whole()
 
         poll("a whole target", whole, timeout_s=timeout_s, interval_s=LOOK_S)
 

@@ -22,9 +22,9 @@ from environments.model import Role
 from provisioning.account import Account
 from provisioning.action import ActionFailed
 from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster, unready_nodes
-from provisioning.hypervisor import HypervisorError, owned
+from provisioning.hypervisor import HypervisorError, Vm, owned
 from provisioning.ndb import taking_part
-from provisioning.poll import DeadlineExceeded
+from provisioning.poll import DeadlineExceeded, NotYet
 from provisioning.session import Session
 from provisioning.site import site_pods, unready_replicas
 from steps.arp import ROUNDS, who_has
@@ -161,19 +161,23 @@ class Live:
 
     def states(self) -> Mapping[str, str]:
         """The target's parts by name, each with its state in a word or two: “whole”, or what it is instead."""
-        parts: Mapping[str, Callable[[], str]] = {
-            "machines": self._machines,
-            "nodes": self._nodes,
-            "restarts": self._restarts,
-            "replicas": self._replicas,
-            "database": self._database,
-            "site": self._site,
-        }
-        return self._asked(parts)
+        with ThreadPoolExecutor(1) as pool:
+            vms = pool.submit(self._vms)
+            parts: Mapping[str, Callable[[], str]] = {
+                "machines": lambda: self._machines(vms.result()),
+                "nodes": self._nodes,
+                "restarts": lambda: self._restarts(vms.result()),
+                "replicas": self._replicas,
+                "database": self._database,
+                "site": self._site,
+            }
+            return self._asked(parts)
 
-    def lacking(self) -> Mapping[str, str]:
-        """Of `states`, those that are not whole."""
-        return {name: state for name, state in self.states().items() if state != WHOLE}
+    def whole(self) -> bool:
+        """True, for `poll`; raises NotYet with the parts that are not whole."""
+        if found := [f"{name}: {state}" for name, state in self.states().items() if state != WHOLE]:
+            raise NotYet("; ".join(found))
+        return True
 
     def owners(self) -> Mapping[str, str]:
         """Who has which part, for the record; slower to ask than `states`."""
@@ -184,9 +188,11 @@ class Live:
         with ThreadPoolExecutor(len(parts)) as pool:
             return dict(zip(parts, pool.map(_told, parts.values()), strict=True))
 
-    def _machines(self) -> str:
+    def _vms(self) -> Mapping[int, Vm]:
+        return owned(self.session.environment, self.session.hypervisor.vms())
+
+    def _machines(self, found: Mapping[int, Vm]) -> str:
         environment = self.session.environment
-        found = owned(environment, self.session.hypervisor.vms())
         away = [m.name for m in environment.machines if m.vmid not in found or found[m.vmid].status != "running"]
         return f"{AWAY}{', '.join(away)}" if away else WHOLE
 
@@ -195,17 +201,16 @@ class Live:
         listed = self.cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items
         return "; ".join(f"{name} {state}" for name, state in sorted(unready_nodes(listed, names).items())) or WHOLE
 
-    def _restarts(self) -> str:
+    def _restarts(self, found: Mapping[int, Vm]) -> str:
         """Whether what ran on a machine that lost its power has been started again.
 
         The API tells of it as it was until the machine's kubelet says otherwise: a node that was away for less than its
         grace period was Ready all the time.
         """
-        environment, now_s = self.session.environment, time.time()
-        found = owned(environment, self.session.hypervisor.vms())
+        now_s = time.time()
         booted_s = {
             machine.name: now_s - vm.uptime_s
-            for machine in environment.cluster_machines
+            for machine in self.session.environment.cluster_machines
             if (vm := found.get(machine.vmid)) and vm.status == "running"
         }
         told = self.cluster.core.list_pod_for_all_namespaces(_preload_content=False, _request_timeout=REQUEST_TIMEOUT_S)

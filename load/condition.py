@@ -52,8 +52,10 @@ def under(session: Session, env: str, condition: str, seed: int) -> Iterator[Non
         yield
         return
     live = Live(session, session.cluster)
-    if found := live.lacking():
-        raise Refused(f"the target is not whole, so nothing is taken away from it: {found}")
+    try:
+        live.whole()
+    except NotYet as error:
+        raise Refused(f"the target is not whole, so nothing is taken away from it: {error}") from error
     (machine,) = select(away.target, live.facts(), seed)
     kind, journal = KINDS[away.fault], Journal(session.state.broken)
     wounds = [Wound(kind.name, machine.vmid)]
@@ -65,13 +67,7 @@ def under(session: Session, env: str, condition: str, seed: int) -> Iterator[Non
             yield
         finally:
             journal.heal(session, wounds)
-            poll("a whole target", lambda: _whole(live), timeout_s=WHOLE_TIMEOUT_S, interval_s=2)
-
-
-def _whole(live: Live) -> bool:
-    if found := live.lacking():
-        raise NotYet(str(found))
-    return True
+            poll("a whole target", live.whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=2)
 
 
 @dataclass

@@ -40,14 +40,8 @@ def whole_again(target: Session, cluster: Cluster, power: Power) -> Iterator[Non
     _ = cluster.api  # read now: the machine that holds its key may be the one that is cut
     yield
     until_s = power.heal() + WHOLE_TIMEOUT_S
-    live = Live(target, cluster)
-
-    def whole() -> bool:
-        if found := live.lacking():
-            raise NotYet("; ".join(f"{part}: {state}" for part, state in found.items()))
-        return True
-
-    poll("a whole target", whole, timeout_s=max(1.0, until_s - time.monotonic()), interval_s=1)
+    left_s = max(1.0, until_s - time.monotonic())
+    poll("a whole target", Live(target, cluster).whole, timeout_s=left_s, interval_s=1)
 
 
 @given("a site that answers at its virtual address")

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from certificate.verdict import NotExercised, Verdict
-from chaos import drill
+from chaos import drill, facts
 from chaos.drill import Refused, Run
 from chaos.drills import Blow, Drill, Moment
 from chaos.facts import AWAY, WHOLE
@@ -116,14 +116,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Everything that a drill asks of a target, answered by `World`; its times are a tenth of what they are."""
     world = World(tmp_path)
 
-    class Live:
-        def __init__(self, _: object, cluster: object) -> None:
-            self.cluster = cluster
-
+    class Live(facts.Live):
         facts = staticmethod(lambda: FACTS)
         timers = staticmethod(Timers)
         states = staticmethod(world.look)
-        lacking = staticmethod(lambda: {part: state for part, state in world.look().items() if state != WHOLE})
         owners = staticmethod(world.parts)
 
     class Ledger:

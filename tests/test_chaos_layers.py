@@ -15,6 +15,7 @@ from chaos.ledger import Ledger, files
 from environments.model import Machine, Role
 from provisioning.cluster import Cluster
 from provisioning.hypervisor import Vm
+from provisioning.poll import NotYet
 from provisioning.session import Session
 from provisioning.ssh import Shell
 from steps.pods import Output
@@ -82,13 +83,15 @@ def test_a_target_is_not_whole_before_what_runs_on_a_machine_has_started_again(m
     live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=core)))
     noon_s = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
     monkeypatch.setattr(facts, "time", SimpleNamespace(time=lambda: noon_s))
-    for other in ("_machines", "_nodes", "_replicas", "_database", "_site"):
+    for other in ("_nodes", "_replicas", "_database", "_site"):
         monkeypatch.setattr(facts.Live, other, lambda _: facts.WHOLE)
-    assert live.lacking() == {}
+    assert live.whole()
     vms[master.vmid] = replace(vms[master.vmid], uptime_s=60)
-    assert live.lacking() == {"restarts": f"not started since the boot: speaker on {master.name}"}
+    with pytest.raises(NotYet, match=f"^restarts: not started since the boot: speaker on {master.name}$"):
+        live.whole()
     vms[master.vmid] = replace(vms[master.vmid], status="stopped", uptime_s=0)
-    assert live.lacking() == {}, "what is off is told of as off"
+    with pytest.raises(NotYet, match=f"^machines: away: {master.name}$"):
+        live.whole()
 
 
 def test_a_drill_is_told_of_half_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_every_sort_of_visit_succeeds_through_the_generator(blog: Blog, tmp_path
     run(plan(url, segments=parts, weights=weights, editor=EDITOR, mark=MARK), HEADER, tmp_path / "run", lambda _: None)
     lines = read(tmp_path / "run")
     said = summary(lines)
-    assert (said.errors, said.visitors_lost, said.visitors) == ({}, 0, 40)
+    assert (said.errors, said.void, said.visitors) == ({}, "", 40)
     names = {line.name for line in lines if isinstance(line, Request)}
     assert {"front page", "search", "comment", "login", "editor", "change", "publish", "upload"} <= names
     assert any(post["content"].startswith("load, changed") for post in blog.kept.posts.values())

@@ -48,9 +48,7 @@ def await_whole(session: Session) -> None:
     def whole() -> bool:
         if held := Journal(session.state.broken).held():
             raise NotYet(f"still noted: {held}")
-        if found := live.lacking():
-            raise NotYet(str(found))
-        return True
+        return live.whole()
 
     poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=2)
 

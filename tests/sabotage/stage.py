@@ -104,9 +104,9 @@ class Stage:
         live = Live(self.session, self.cluster)
 
         def whole() -> bool:
-            found = [f"{name}: {state}" for name, state in live.lacking().items()]
+            live.whole()
             try:
-                found += [line for lines in short_of_pods(self.cluster).values() for line in lines]
+                found = [line for lines in short_of_pods(self.cluster).values() for line in lines]
             except (ApiException, *UNAVAILABLE) as error:
                 raise NotYet(f"the API does not answer: {type(error).__name__}") from error
             if found:
