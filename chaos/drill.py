@@ -35,7 +35,7 @@ from chaos.history import (
 from chaos.journal import HealFailed, Journal, Wound
 from chaos.layers import NOTE, questions, writers
 from chaos.ledger import Ledger, sweep
-from chaos.lifeline import helper
+from chaos.lifeline import Helper, helper
 from chaos.outage import unsteady
 from chaos.target import Facts, NobodyNow, nearest, select
 from chaos.timers import Budget, Timers
@@ -151,6 +151,15 @@ class Run:
 
         Raises Refused and NotExercised before anything is touched, and HistoryError and HealFailed.
         """
+        with ExitStack() as during:
+            recording = {
+                "writes": during.enter_context(helper("chaos.workload", self.folder / "writes.jsonl")),
+                "asks": during.enter_context(helper("chaos.probe", self.folder / "probes.jsonl")),
+            }
+            self._run(recording, during)  # they load what they need while the target is asked
+
+    def _run(self, recording: Mapping[str, Helper], during: ExitStack) -> None:
+        """All of it, with what goes on `during` it; who records is set to work, and ends with that."""
         facts, live = self._ready()
         try:
             plans = [planned(self.drill, facts, self.seed, turn) for turn in range(self.drill.turns)]
@@ -180,11 +189,11 @@ class Run:
         self._allow(recorder, Moment(live, facts, everyone, self.drill.hold_s), promised)
         try:
             self._made(ledger)
-            with ExitStack() as during:
-                writing = during.enter_context(helper("chaos.workload", written, self.folder / "writes.jsonl"))
-                probing = during.enter_context(helper("chaos.probe", asked, self.folder / "probes.jsonl"))
-                during.enter_context(self._observed(recorder, {"writes": writing, "asks": probing}))
-                during.callback(self._heal, recorder)  # before anybody is waited for
+            with during.pop_all() as working:
+                recording["writes"].begin(written)
+                recording["asks"].begin(asked)
+                working.enter_context(self._observed(recorder, recording))
+                working.callback(self._heal, recorder)  # before anybody is waited for
                 self._begun({question.layer for question in asked.questions}, len(written.writers))
                 self._await_steady(recorder, intervals_s)
                 for plan in plans:
@@ -370,8 +379,11 @@ class Run:
             self._clock_offset_s = offset_s
 
     @contextmanager
-    def _observed(self, recorder: Recorder, working: Mapping[str, "subprocess.Popen[str]"]) -> Iterator[None]:
-        """Record what the target's own parts say of themselves, whenever that changes; end what must not go on."""
+    def _observed(self, recorder: Recorder, recording: Mapping[str, Helper]) -> Iterator[None]:
+        """Record what the target's own parts say of themselves, whenever that changes; end what must not go on.
+
+        At the end nobody waits for another: who asks and writes is let go while the last look is still under way.
+        """
         over, last, silent_looks = threading.Event(), dict[str, str](), 0
 
         def note(states: Mapping[str, str]) -> None:
@@ -384,8 +396,8 @@ class Run:
             nonlocal silent_looks
             note(self._live.states())
             self._clock(recorder)
-            for does, process in working.items():
-                if (code := process.poll()) is not None:
+            for does, one in recording.items():
+                if (code := one.process.poll()) is not None and not over.is_set():
                     self._end(f"the process that {does} has ended (exit code {code}), so what happens is not recorded")
             if (code := self.healer.poll()) is not None:
                 self._end(f"the healer has ended (exit code {code}), so nobody would heal if this process died")
@@ -412,6 +424,8 @@ class Run:
             yield
         finally:
             over.set()
+            for one in recording.values():
+                one.dismiss()
             for thread in threads:
                 thread.join(END_TIMEOUT_S)
 

@@ -1,4 +1,4 @@
-"""The pipe between a drill and the processes that it starts: a plan goes through it, and its end ends them.
+"""The pipe between a drill and the processes that record: a plan goes through it, and its end ends them.
 
 So none of them outlives a drill that was killed, and no secret is in a process list.
 """
@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -24,7 +25,7 @@ END_TIMEOUT_S = 75.0  # whoever writes waits for an answer up to a minute
 
 
 def listen(pipe: TextIO, stop: threading.Event) -> str:
-    """The plan, in the pipe's first line; from then on the pipe's end sets `stop`."""
+    """The plan, in the pipe's first line, nothing where it ends before; from then on its end sets `stop`."""
     plan = pipe.readline()
 
     def watch() -> None:
@@ -37,18 +38,36 @@ def listen(pipe: TextIO, stop: threading.Event) -> str:
     return plan
 
 
+@dataclass(frozen=True)
+class Helper:
+    """A recording process, which loads what it needs while nobody knows yet what it is to do."""
+
+    process: "subprocess.Popen[str]"
+
+    def begin(self, plan: BaseModel) -> None:
+        """Set it to work."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(plan.model_dump_json() + "\n")
+        self.process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """Let it come to its end, without waiting for that."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended before
+            self.process.stdin.close()
+
+
 @contextmanager
-def helper(module: str, plan: BaseModel, file: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A recording process at work, ended in good order afterwards; raises Lost where it did not end so."""
+def helper(module: str, file: Path) -> Iterator[Helper]:
+    """A recording process, ended in good order afterwards; raises Lost where it did not end so."""
     command = [sys.executable, "-m", module, str(file.absolute())]
-    with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        process.stdin.write(plan.model_dump_json() + "\n")
-        process.stdin.flush()
+    # A session of its own: a Ctrl-C in the terminal is the drill's, which ends this process in its order.
+    with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
+        at_work = Helper(process)
         try:
-            yield process
+            yield at_work
         finally:
-            process.stdin.close()
+            at_work.dismiss()
             try:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:

@@ -433,8 +433,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = parser.parse_args(arguments).file
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the drill's: it ends this process in its order
-    plan = Plan.model_validate_json(listen(sys.stdin, stop))
+    if not (told := listen(sys.stdin, stop)):
+        return 0  # nothing came of what it was started for
+    plan = Plan.model_validate_json(told)
     try:
         recorder = Recorder.into(file)
         ask_all(plan, recorder.record, stop)

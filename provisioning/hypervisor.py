@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -61,7 +61,7 @@ class _Passing(Exception):
 
 @dataclass(frozen=True)
 class Vm:
-    """One row of the hypervisor's list of virtual machines."""
+    """One row of the hypervisor's list of virtual machines; `status` is `running`, `stopped` or `paused`."""
 
     vmid: int
     name: str
@@ -249,10 +249,15 @@ class Hypervisor:
         return self._read("its version", answer, lambda told: str(told["version"]))
 
     def vms(self) -> dict[int, Vm]:
-        """Every virtual machine of the whole Proxmox cluster, by id."""
+        """Every virtual machine of the whole Proxmox cluster, by id.
+
+        That list calls a paused machine running; the node tells them apart, of its own (`full`: it asks each QEMU).
+        """
         rows = self._call(self._api, "get", "cluster/resources", {"type": "vm"})
         vms = self._read("the list of machines", rows, lambda told: [_vm(row) for row in told])
-        return {vm.vmid: vm for vm in vms}
+        here = self.call("get", "qemu", full=1)
+        states = self._read("the machines' states", here, lambda told: {int(row["vmid"]): _state(row) for row in told})
+        return {vm.vmid: replace(vm, status=states.get(vm.vmid, vm.status)) for vm in vms}
 
     def config(self, vmid: int) -> dict[str, Any]:
         """The configuration of `vmid` as the API gives it."""
@@ -261,8 +266,7 @@ class Hypervisor:
 
     def power(self, vmid: int) -> str:
         """`running`, `stopped` or `paused`."""
-        answer = self.call("get", f"qemu/{vmid}/status/current")
-        return self._read(f"the state of {vmid}", answer, lambda told: str(told.get("qmpstatus", told["status"])))
+        return self._read(f"the state of {vmid}", self.call("get", f"qemu/{vmid}/status/current"), _state)
 
     def settle(self, vmid: int) -> None:
         """Wait until nothing is under way for `vmid`, whoever asked for it: its power is what it stays then."""
@@ -304,6 +308,11 @@ class Hypervisor:
     def reboot(self, vmid: int, timeout_s: int = STOP_TIMEOUT_S) -> None:
         """Ask `vmid` to reboot and await the task."""
         self.task("post", f"qemu/{vmid}/status/reboot", timeout=timeout_s)
+
+
+def _state(told: dict[str, Any]) -> str:
+    """What QEMU says of itself, where it was asked."""
+    return str(told.get("qmpstatus", told["status"]))
 
 
 def _vm(row: dict[str, Any]) -> Vm:

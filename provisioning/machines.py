@@ -327,16 +327,11 @@ class MachinesRunning:
     name: str = "machines running"
 
     def _halted(self) -> list[tuple[Machine, str]]:
-        """Each machine that does not run, and its state; each is asked, as the list calls a paused one running."""
+        """Each machine that does not run, and its state."""
         mine = self.context.mine()
-        states = {machine.name: "stopped" for machine in self.context.machines}
-
-        def ask(machine: Machine) -> None:
-            if machine.name in mine:
-                states[machine.name] = self.context.hypervisor.power(machine.vmid)
-
-        as_action(lambda: in_parallel(self.context.machines, ask))
-        return [(m, states[m.name]) for m in self.context.machines if states[m.name] != "running"]
+        states = {name: vm.status for name, vm in mine.items()}
+        halted = ((machine, states.get(machine.name, "stopped")) for machine in self.context.machines)
+        return [(machine, state) for machine, state in halted if state != "running"]
 
     def pending(self) -> Sequence[str]:
         """A line for each machine that does not run; one that runs but is paused counts as not running."""

@@ -150,7 +150,9 @@ def _prober_percent(asked: Sequence[probe.AnyQuestion], with_clients: bool = Fal
         raise ValueError(f"expected {LAYERS} layers, found {', '.join(question.layer for question in layers)}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "probes.jsonl"
-        with helper("chaos.probe", probe.Plan(questions=layers), file) as process:
+        with helper("chaos.probe", file) as at_work:
+            at_work.begin(probe.Plan(questions=layers))
+            process = at_work.process
             poll("answers", lambda: file.exists() and file.stat().st_size > 0, timeout_s=30, interval_s=0.1)
             counted = [process.pid, *(children(process.pid) if with_clients else ())]
             before_s, began_s = sum(map(_cpu_s, counted)), time.monotonic()

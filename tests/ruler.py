@@ -125,7 +125,8 @@ def measure(lengths_s: Sequence[float], between_s: float, quiet_s: float = 0.0) 
         header = {"drill": "ruler", "environment": "loopback", "seed": 0, "command": "make ruler"}
         intervals_s = {"page": INTERVAL_S}
         recorder.record(Header.model_validate({**header, "at_s": time.monotonic(), "intervals_s": intervals_s}))
-        with helper("chaos.probe", plan, folder / "probes.jsonl"):
+        with helper("chaos.probe", folder / "probes.jsonl") as at_work:
+            at_work.begin(plan)
             passed(1.0)
             recorder.record(Phase(name="steady", at_s=time.monotonic()))
             passed(STEADY_S)

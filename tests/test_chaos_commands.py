@@ -1,6 +1,7 @@
 """`python -m chaos`: what it refuses, what its exit codes say, and what is left when something fails at the end."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -148,12 +149,22 @@ def test_a_table_tells_the_formula_beside_the_figure(folder: Path) -> None:
 
 def test_a_recording_process_that_cannot_record_ends_as_a_failure(tmp_path: Path) -> None:
     (tmp_path / "probes.jsonl").touch()
-    plan = Plan(questions=(Port(layer="x", host="127.0.0.1", port=1),))
-    with (
-        pytest.raises(Lost, match=r"chaos.probe ended with exit code 1"),
-        helper("chaos.probe", plan, tmp_path / "probes.jsonl") as process,
-    ):
-        process.wait(30)
+
+    def to_its_end() -> None:
+        with helper("chaos.probe", tmp_path / "probes.jsonl") as at_work:
+            at_work.begin(Plan(questions=(Port(layer="x", host="127.0.0.1", port=1),)))
+            at_work.process.wait(30)
+
+    with pytest.raises(Lost, match=r"chaos.probe ended with exit code 1"):
+        to_its_end()
+
+
+@pytest.mark.parametrize("module", ["chaos.probe", "chaos.workload"])
+def test_a_recording_process_that_is_told_nothing_ends_in_good_order(module: str, tmp_path: Path) -> None:
+    """As where the drill that it was started for is not begun."""
+    with helper(module, tmp_path / "f.jsonl") as loading:
+        assert os.getpgid(loading.process.pid) != os.getpgid(0), "a Ctrl-C would break off what it loads"
+    assert not (tmp_path / "f.jsonl").exists()
 
 
 PLANS = {

@@ -39,11 +39,24 @@ DRILL = Drill(
 class Worker:
     """A recording process or a healer, as far as a drill knows one."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Callable[[], None] = lambda: None) -> None:
         self.code: int | None = None
+        self.process = self
+        self.over = threading.Event()
+        self._thread = threading.Thread(target=work)
+
+    def begin(self, _: object) -> None:
+        self._thread.start()
 
     def poll(self) -> int | None:
         return self.code
+
+    def dismiss(self) -> None:
+        self.over.set()
+
+    def wait(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
 
 
 @dataclass
@@ -131,27 +144,23 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
             return [Found(sort=w.sort, name=w.name, digest=w.digest) for w in world.history.of(Write)]
 
     @contextmanager
-    def helper(module: str, _: object, file: Path) -> Iterator[Worker]:
-        worker = world.workers[module] = Worker()
-        recorder, over = Recorder.into(file), threading.Event()
-
+    def helper(module: str, file: Path) -> Iterator[Worker]:
         def work() -> None:
-            due_s = time.monotonic()
-            while not over.wait(INTERVAL_S) and worker.code is None:
+            due_s, recorder = time.monotonic(), Recorder.into(file)
+            while not worker.over.wait(INTERVAL_S) and worker.code is None:
                 while (now_s := time.monotonic()) >= due_s:
                     event = Probe(layer="vip", intended_s=due_s, started_s=now_s, ended_s=now_s, error=world.failing())
                     recorder.record(written_as(event) if module == "chaos.workload" else event)
                     due_s += INTERVAL_S
+            recorder.close()
 
-        thread = threading.Thread(target=work)
-        thread.start()
+        worker = world.workers[module] = Worker(work)
         try:
             yield worker
         finally:
             world.noted_at_their_end += world.journal.held()
-            over.set()
-            thread.join()
-            recorder.close()
+            worker.dismiss()
+            worker.wait()
 
     asked = SimpleNamespace(questions=[SimpleNamespace(layer="vip", interval_s=INTERVAL_S)])
     written = SimpleNamespace(writers=[SimpleNamespace(kind="row", interval_s=INTERVAL_S)])

@@ -85,6 +85,14 @@ def test_what_passes_is_waited_for(asked: Ask, fault: Says) -> None:
     assert server.asked == ["GET /api2/json/nodes/pve/qemu/111/config"] * 2
 
 
+def test_a_paused_machine_is_not_told_as_running(asked: Ask) -> None:
+    listed = [{"vmid": vmid, "name": "a", "status": "running", "type": "qemu"} for vmid in (111, 112, 113)]
+    here = [{"vmid": 111, "status": "running", "qmpstatus": "paused"}, {"vmid": 112, "status": "running"}]
+    hypervisor, _ = asked(Says({"data": listed}), Says({"data": here}))
+    told = {vmid: vm.status for vmid, vm in hypervisor.vms().items()}
+    assert told == {111: "paused", 112: "running", 113: "running"}, "113 is on another node"
+
+
 @pytest.mark.parametrize("name", ["away", "locked", "cut off", "half", "slow"])
 def test_what_does_not_pass_is_one_clear_error(asked: Ask, name: str) -> None:
     hypervisor, server = asked(PASSING[name], patience=SHORT)

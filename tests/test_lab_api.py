@@ -320,6 +320,8 @@ def test_power_goes_through_all_its_states(lab: LabClient) -> None:
     assert does("start") == "running"
     assert does("suspend") == "paused"
     assert lab.call("GET", f"{QEMU}/101/status/current")["status"] == "running"
+    assert [vm.get("qmpstatus") for vm in lab.call("GET", QEMU) if vm["vmid"] == 101] == [None]
+    assert [vm["qmpstatus"] for vm in lab.call("GET", QEMU, full=1) if vm["vmid"] == 101] == ["paused"]
     assert does("resume") == "running"
     assert does("reboot", timeout=5) == "running"
     assert does("reset") == "running"

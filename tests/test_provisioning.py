@@ -476,7 +476,7 @@ def test_a_disk_that_is_too_small_is_grown_by_a_task_that_is_awaited(
 
 
 class Powers(powers.Powers):
-    """A hypervisor of machines in a state each, whose list calls a paused one running, as Proxmox VE's does."""
+    """A hypervisor of machines in a state each."""
 
     def __init__(self, states: dict[Machine, str]) -> None:
         super().__init__({machine.vmid: state for machine, state in states.items()})
@@ -484,8 +484,7 @@ class Powers(powers.Powers):
 
     def vms(self) -> dict[int, Vm]:
         listed = {machine.vmid: vm(machine.vmid, machine.name, "haproof-lab") for machine in self.machines}
-        on = {vmid for vmid, state in self.states.items() if state != "stopped"}
-        return listed | {vmid: replace(listed[vmid], status="running") for vmid in on}
+        return {vmid: replace(one, status=self.states[vmid]) for vmid, one in listed.items()}
 
 
 def test_what_is_stopped_is_started_and_what_is_paused_goes_on(

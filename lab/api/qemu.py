@@ -198,12 +198,12 @@ def add_calls(app: FastAPI, hypervisor: Hypervisor) -> None:
 
 def _add_listing(app: FastAPI, hypervisor: Hypervisor) -> None:
     @app.get(f"{NODE}/qemu")
-    def vms(_: Annotated[VmList, Depends(Reads(VmList))]) -> Data:
+    def vms(asked: Annotated[VmList, Depends(Reads(VmList))]) -> Data:
         found = []
         for machine in hypervisor.inventory:
             status = hypervisor.status(machine)
             share = hypervisor.meter.share(f"listed {machine.vmid}", status.cpu_time_s)
-            found.append(shapes.vm_listed(machine, status, share))
+            found.append(shapes.vm_listed(machine, status, share, full=asked.full))
         return Data(found)
 
     @app.get(f"{VM}/status/current")

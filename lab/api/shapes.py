@@ -63,8 +63,8 @@ def vm_use(machine: Machine, status: GuestStatus, cpu_share: float) -> Fields:
     }
 
 
-def vm_listed(machine: Machine, status: GuestStatus, cpu_share: float) -> Fields:
-    """A VM as the list of a node's VMs shows it."""
+def vm_listed(machine: Machine, status: GuestStatus, cpu_share: float, *, full: bool) -> Fields:
+    """A VM as the list of a node's VMs shows it; what QEMU itself says only where that is asked in `full`."""
     running = status.state != "stopped"
     return {
         "vmid": machine.vmid,
@@ -78,6 +78,7 @@ def vm_listed(machine: Machine, status: GuestStatus, cpu_share: float) -> Fields
             tags=machine.config.get("tags"),
             lock=machine.lock,
             template=1 if machine.is_template else None,
+            qmpstatus=status.state if full else None,
         ),
     }
 
@@ -85,8 +86,7 @@ def vm_listed(machine: Machine, status: GuestStatus, cpu_share: float) -> Fields
 def vm_current(machine: Machine, status: GuestStatus, cpu_share: float) -> Fields:
     """A VM as its own status shows it."""
     return {
-        **vm_listed(machine, status, cpu_share),
-        "qmpstatus": status.state,
+        **vm_listed(machine, status, cpu_share, full=True),
         "agent": int(vmconfig.agent_enabled(machine.config)),
         "ha": {"managed": 0},
     }
