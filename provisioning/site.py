@@ -235,7 +235,7 @@ def pods_of(cluster: Cluster, deployment: client.V1Deployment) -> list[client.V1
 def unready_replicas(cluster: Cluster) -> list[str]:
     """What keeps replicas from being Ready, a line each: by the Deployment, and by the events of its Pods.
 
-    Raises ApiException.
+    A Pod that may not be made at all, as beyond a quota, has no events; the Deployment tells why. Raises ApiException.
     """
     deployment = cluster.apps.read_namespaced_deployment(NAME, NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S)
     wanted, status = deployment.spec.replicas, deployment.status
@@ -246,6 +246,8 @@ def unready_replicas(cluster: Cluster) -> list[str]:
     lines = [f"{done[0]} of {wanted} replicas are Ready"]
     if not current:
         return lines
+    refused = [one for one in status.conditions or [] if one.type == "ReplicaFailure" and one.status == "True"]
+    lines += [f"{one.reason}: {one.message}" for one in refused]
     names = {pod.metadata.name: pod.spec.node_name for pod in pods_of(cluster, deployment)}
     for event in cluster.core.list_namespaced_event(NAMESPACE, _request_timeout=REQUEST_TIMEOUT_S).items:
         name = event.involved_object.name

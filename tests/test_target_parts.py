@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes.client import V1Deployment, V1DeploymentCondition, V1DeploymentStatus, V1ObjectMeta
 
 from environments.load import find, load
 from environments.model import AddressRange, Environment
@@ -18,7 +19,7 @@ from provisioning.database import Database, pattern, quoted
 from provisioning.ndb import MemberState, Ndb, parse_show, taking_part
 from provisioning.preparation import armored, described, ndb_members
 from provisioning.public import Answer
-from provisioning.site import crowded, documents, extra_configuration, secret
+from provisioning.site import crowded, documents, extra_configuration, secret, unready_replicas
 from provisioning.ssh import Shell
 from provisioning.state import State
 from provisioning.tunnel import content
@@ -295,3 +296,17 @@ def test_replicas_that_share_a_worker_while_another_has_none_are_moved(
     nodes: dict[str, str | None], moved: dict[str, str]
 ) -> None:
     assert crowded(nodes, {"w1", "w2", "w3"}) == moved
+
+
+def test_a_replica_that_may_not_be_made_is_told_with_the_reason() -> None:
+    told = V1DeploymentCondition(type="ReplicaFailure", status="True", reason="FailedCreate", message="exceeded quota")
+    over = V1DeploymentCondition(type="ReplicaFailure", status="False", reason="FailedCreate", message="long ago")
+    counts = {"observed_generation": 1, "ready_replicas": 2, "updated_replicas": 2, "replicas": 2}
+    cluster = mock.Mock()
+    cluster.apps.read_namespaced_deployment.return_value = V1Deployment(
+        metadata=V1ObjectMeta(generation=1),
+        spec=mock.Mock(replicas=3),
+        status=V1DeploymentStatus(conditions=[over, told], **counts),
+    )
+    cluster.core.list_namespaced_event.return_value.items = []
+    assert unready_replicas(cluster) == ["2 of 3 replicas are Ready", "FailedCreate: exceeded quota"]

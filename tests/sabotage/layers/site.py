@@ -29,10 +29,24 @@ OWN_KEYS = ", ".join(
 )
 
 
+def all_at_once(change: str) -> str:
+    """A change by kubectl that makes every replica anew, all at once, and then lets the Deployment go on as declared.
+
+    One after another, as it has them, takes three times as long.
+    """
+    away = '{"spec": {"strategy": {"rollingUpdate": {"maxUnavailable": @}}}}'
+    where = f"{HERE} patch deployment {NAME} -p"
+    whole, declared = (f"{where} '{away.replace('@', value)}'" for value in ('"100%"', "null"))
+    return f'{whole} && kubectl {change} && {ROLLED} || failed=1; kubectl {declared} && test -z "${{failed:-}}"'
+
+
+RESTARTED = all_at_once(f"{HERE} rollout restart deployment/{NAME}")
+
+
 def rolled(patch: str, undo: str) -> Tell:
     """The Deployment's template is another one, and every replica of it; both are strategic merges."""
     where = f"{HERE} patch deployment {NAME} --type=strategic -p"
-    return kubectl(f"{where} '{patch}' && {ROLLED}", f"{where} '{undo}' && {ROLLED}")
+    return kubectl(all_at_once(f"{where} '{patch}'"), all_at_once(f"{where} '{undo}'"))
 
 
 def of_pods(pod: str, undo: str) -> Tell:
@@ -143,7 +157,7 @@ def mounted(*options: str) -> Tell:
 @contextmanager
 def restarted(stage: Stage) -> Iterator[None]:
     """Every replica has started anew, with what was told before."""
-    stage.kubectl(f"{HERE} rollout restart deployment/{NAME} && {ROLLED}")
+    stage.kubectl(RESTARTED)
     yield
 
 
@@ -153,7 +167,7 @@ def restarted_afterwards(stage: Stage) -> Iterator[None]:
     try:
         yield
     finally:
-        stage.kubectl(f"{HERE} rollout restart deployment/{NAME} && {ROLLED}")
+        stage.kubectl(RESTARTED)
 
 
 def plugged(plugin: str) -> Tell:
