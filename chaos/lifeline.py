@@ -42,13 +42,17 @@ def listen(pipe: TextIO, stop: threading.Event) -> str:
 class Helper:
     """A recording process, which loads what it needs while nobody knows yet what it is to do."""
 
+    module: str
     process: "subprocess.Popen[str]"
 
     def begin(self, plan: BaseModel) -> None:
-        """Set it to work."""
+        """Set it to work; raises Lost where it has ended before."""
         assert self.process.stdin is not None
-        self.process.stdin.write(plan.model_dump_json() + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(plan.model_dump_json() + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise Lost(f"{self.module} ended before it was set to work; it has said why") from error
 
     def dismiss(self) -> None:
         """Let it come to its end, without waiting for that."""
@@ -63,7 +67,7 @@ def helper(module: str, file: Path) -> Iterator[Helper]:
     command = [sys.executable, "-m", module, str(file.absolute())]
     # A session of its own: a Ctrl-C in the terminal is the drill's, which ends this process in its order.
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
-        at_work = Helper(process)
+        at_work = Helper(module, process)
         try:
             yield at_work
         finally:

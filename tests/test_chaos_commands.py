@@ -159,6 +159,16 @@ def test_a_recording_process_that_cannot_record_ends_as_a_failure(tmp_path: Path
         to_its_end()
 
 
+def test_a_recording_process_that_cannot_load_is_told_when_it_is_set_to_work(tmp_path: Path) -> None:
+    def begun_too_late() -> None:
+        with helper("chaos.no_such", tmp_path / "f.jsonl") as loading:
+            loading.process.wait(30)
+            loading.begin(Plan(questions=(Port(layer="x", host="127.0.0.1", port=1),)))
+
+    with pytest.raises(Lost, match=r"chaos.no_such ended before it was set to work"):
+        begun_too_late()
+
+
 @pytest.mark.parametrize("module", ["chaos.probe", "chaos.workload"])
 def test_a_recording_process_that_is_told_nothing_ends_in_good_order(module: str, tmp_path: Path) -> None:
     """As where the drill that it was started for is not begun."""
