@@ -44,7 +44,7 @@ faults: setup ## bring-ups cut off at every action and drills killed at any mome
 sabotage: setup ## every lie told to the lab, caught and taken back; the matrix; up to 90 minutes
 	$(RUN)/pytest tests/sabotage -m sabotage --chaos lab --seed $(SEED)
 
-quiet: setup ## the untouched lab judged ten times from its snapshot, half of them on a busy machine; an hour
+quiet: setup ## the untouched lab judged ten times from its snapshot, half of them on a busy machine; two hours
 	$(RUN)/python -m tests.sabotage.quiet --chaos lab
 
 unit: setup ## tests that need neither root nor a target
