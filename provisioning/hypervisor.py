@@ -61,7 +61,10 @@ class _Passing(Exception):
 
 @dataclass(frozen=True)
 class Vm:
-    """One row of the hypervisor's list of virtual machines; `status` is `running`, `stopped` or `paused`."""
+    """One row of the hypervisor's list of virtual machines; `status` is `running`, `stopped` or `paused`.
+
+    `here` says that it is on the environment's own node; a container, which that list has as well, never is.
+    """
 
     vmid: int
     name: str
@@ -69,6 +72,7 @@ class Vm:
     tags: frozenset[str]
     template: bool
     uptime_s: int = 0
+    here: bool = False
 
 
 class Hypervisor:
@@ -257,7 +261,7 @@ class Hypervisor:
         vms = self._read("the list of machines", rows, lambda told: [_vm(row) for row in told])
         here = self.call("get", "qemu", full=1)
         states = self._read("the machines' states", here, lambda told: {int(row["vmid"]): _state(row) for row in told})
-        return {vm.vmid: replace(vm, status=states.get(vm.vmid, vm.status)) for vm in vms}
+        return {vm.vmid: replace(vm, status=states[vm.vmid], here=True) if vm.vmid in states else vm for vm in vms}
 
     def config(self, vmid: int) -> dict[str, Any]:
         """The configuration of `vmid` as the API gives it."""

@@ -88,8 +88,8 @@ def remove(more: Grown, hypervisor: Hypervisor, cluster: Cluster) -> None:
     name = more.machine.name
     if name in {node.metadata.name for node in cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items}:
         cluster.core.delete_node(name, _request_timeout=REQUEST_TIMEOUT_S)
-    if more.machine.vmid in hypervisor.vms():
-        if hypervisor.power(more.machine.vmid) != "stopped":
+    if (vm := hypervisor.vms().get(more.machine.vmid)) is not None:
+        if vm.status != "stopped":
             hypervisor.stop(more.machine.vmid)
         hypervisor.task("delete", f"qemu/{more.machine.vmid}")
 

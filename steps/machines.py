@@ -225,9 +225,7 @@ def each_has_its_addresses(
 def no_strangers(machines: tuple[Machine, ...], environment: Environment, hypervisor: Hypervisor) -> None:
     """Every VM of this Proxmox node is looked at but templates, which never run."""
     bridges = {environment.networks[network].bridge for machine in machines for network in machine.addresses}
-    rows = hypervisor.call("get", "qemu")
-    here = {int(row["vmid"]) for row in rows}
-    vms = [vm for vm in hypervisor.vms().values() if vm.vmid in here and not vm.template]
+    vms = [vm for vm in hypervisor.vms().values() if vm.here and not vm.template]
     none_of({"networks": strangers(environment, bridges, {vm: hypervisor.config(vm.vmid) for vm in vms})})
 
 
