@@ -124,14 +124,16 @@ class Live:
         """
         environment, core = self.session.environment, self.cluster.core
         first = environment.with_role(Role.CONTROL_PLANE)[0]
-        manager = core.read_namespaced_pod(
-            f"kube-controller-manager-{first.name}", "kube-system", _request_timeout=REQUEST_TIMEOUT_S
-        )
-        names = core.read_namespaced_config_map("coredns", "kube-system", _request_timeout=REQUEST_TIMEOUT_S)
-        replicas = site_pods(self.cluster)
-        set_ms = {row[0]: int(row[1]) for row in self.session.database.query(NDB_TIMERS)}
         (files,) = environment.with_role(Role.NFS)
-        grace = self.session.shell.run(files, NFS_GRACE, timeout_s=VISIT_TIMEOUT_S).stdout.strip()
+        within = {"_request_timeout": REQUEST_TIMEOUT_S}
+        with ThreadPoolExecutor() as pool:
+            told = pool.submit(self.session.database.query, NDB_TIMERS)
+            nfs = pool.submit(self.session.shell.run, files, NFS_GRACE, timeout_s=VISIT_TIMEOUT_S)
+            lasts = pool.submit(self._access_session_s)
+            manager = core.read_namespaced_pod(f"kube-controller-manager-{first.name}", "kube-system", **within)
+            names = core.read_namespaced_config_map("coredns", "kube-system", **within)
+            replicas = site_pods(self.cluster)
+        set_ms, grace = {row[0]: int(row[1]) for row in told.result()}, nfs.result().stdout.strip()
         return replace(
             Timers(),
             node_grace_s=grace_s(list(manager.spec.containers[0].command or [])),
@@ -140,7 +142,7 @@ class Live:
             arbitration_s=set_ms["ArbitrationTimeout"] / 1000,
             nfs_grace_s=float(grace) if grace.isdigit() else Timers.nfs_grace_s,
             dns_ttl_s=dns_ttl_s(names.data["Corefile"]),
-            access_session_s=self._access_session_s(),
+            access_session_s=lasts.result(),
         )
 
     def _arbitrator(self) -> str | None:

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from chaos.history import Found
 from environments.model import Environment, Role
@@ -37,15 +38,17 @@ class Ledger:
     def read(self) -> list[Found]:
         """What is there, with the digest of what is there, not of what was said to be; raises ActionFailed."""
         schema = self._database.site.database
-        told = self._database.query(
-            f"SELECT 'row', name, SHA2(payload, 256) FROM {schema}.{self.table}; "
-            f"SELECT 'post', SUBSTRING(post_title, {len(self.mark) + 1}), SHA2(post_content, 256) "
-            f"FROM {schema}.wp_posts "
-            f"WHERE post_title LIKE {quoted(self.mark + '%')} AND post_type = 'post' AND post_status = 'publish'"
-        )
+        with ThreadPoolExecutor(1) as pool:
+            uploads = pool.submit(files, self._environment, self._shell, self.mark)
+            told = self._database.query(
+                f"SELECT 'row', name, SHA2(payload, 256) FROM {schema}.{self.table}; "
+                f"SELECT 'post', SUBSTRING(post_title, {len(self.mark) + 1}), SHA2(post_content, 256) "
+                f"FROM {schema}.wp_posts "
+                f"WHERE post_title LIKE {quoted(self.mark + '%')} AND post_type = 'post' AND post_status = 'publish'"
+            )
         return [
             *(Found.model_validate({"sort": sort, "name": name, "digest": digest}) for sort, name, digest in told),
-            *files(self._environment, self._shell, self.mark),
+            *uploads.result(),
         ]
 
     def clear(self) -> None:
@@ -80,7 +83,7 @@ def _forget(database: Database, environment: Environment, shell: Shell, mark: st
     """The tables, posts and files with the mark, and what WordPress keeps beside these posts; nothing of others."""
     schema = database.site.database
     marked = f"FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}"
-    database.query(
+    rows = (
         "".join(f"DROP TABLE IF EXISTS {schema}.{table}; " for table in tables)
         # All or nothing: a category counts its published posts (wp-includes/taxonomy.php, _update_post_term_count).
         + "START TRANSACTION; "
@@ -92,7 +95,10 @@ def _forget(database: Database, environment: Environment, shell: Shell, mark: st
         f"DELETE {marked}; COMMIT"
     )
     server = environment.with_role(Role.NFS)[0]
-    shell.check(server, _find(environment, f"{mark}*", "-delete"))
+    with ThreadPoolExecutor(1) as pool:
+        uploads = pool.submit(shell.check, server, _find(environment, f"{mark}*", "-delete"))
+        database.query(rows)
+    uploads.result()
 
 
 def _find(environment: Environment, names: str, then: str) -> str:
