@@ -21,7 +21,6 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
@@ -32,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import HistoryError, Probe, Recorder
 from chaos.lifeline import listen
+from chaos.priority import served_first
 from chaos.sql import connected
 
 CHUNK = 4096
@@ -358,18 +358,6 @@ def ask_one(question: Question, intended_s: float) -> Probe:
     return Probe(
         layer=question.layer, intended_s=intended_s, started_s=started_s, ended_s=time.monotonic(), error=error
     )
-
-
-def served_first() -> None:
-    """Let this thread have a processor before anything ordinary on its machine, where that is permitted.
-
-    On a busy machine the target may be one's neighbour (the lab is): a question that waits for a processor, or an
-    answer that waits to be read, would be taken for the target's. What the thread starts is ordinary again.
-    """
-    if sys.platform == "linux":
-        with suppress(PermissionError):
-            least = os.sched_param(os.sched_get_priority_min(os.SCHED_RR))
-            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, least)
 
 
 def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) -> None:

@@ -6,6 +6,7 @@ Only the generator imports this: it belongs to gevent's world.
 
 import select
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,8 @@ from geventhttpclient.header import Headers
 from geventhttpclient.useragent import CompatRequest, CompatResponse
 from requests.utils import requote_uri
 
+from load.stamp import Stamped
+
 ENCODINGS = {"Accept-Encoding": "gzip, deflate, br"}
 unpatched_poll = get_original("select", "poll")
 Heads = dict[tuple[str, str], str]  # of requests that say nothing but these, method and path
@@ -27,11 +30,15 @@ quoted = lru_cache(maxsize=1024)(requote_uri)  # the same paths are asked for ag
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, read to its end: its status, its content decoded, and where it leads."""
+    """An answer, read to its end: its status, its content decoded, where it leads, and when it had arrived.
+
+    `arrived_s` is by `time.monotonic()`.
+    """
 
     status: int
     content: bytes
     location: str
+    arrived_s: float
 
 
 def is_idle(kept: socket) -> bool:
@@ -84,6 +91,8 @@ class Client:
         # It tries so often and once more, silently: a request that was lost would pass for one that was slow.
         self._http._connection_pool.size = -1
         self._http._build_request = once(self._http._build_request, heads)  # type: ignore[method-assign]
+        self._line: Stamped | None = None
+        self._http._connection_pool._create_tcp_socket = self._connected  # type: ignore[method-assign, assignment]
         self._jar = CookieJar()
         self._has_cookies = False  # to look into the jar takes longer
 
@@ -92,17 +101,23 @@ class Client:
 
         It is sent once. A connection that the site has ended meanwhile is replaced before.
         """
-        sent = Headers(headers)
+        sent, sent_s = Headers(headers), time.monotonic()
         if self._has_cookies:
             self._jar.add_cookie_header(CompatRequest(f"{self._site}{path}", method, headers=sent))
         found = CompatResponse(self._http.request(method, quoted(path), body, sent))
         content = found.content
+        # Of two clocks, one may be set meanwhile: nothing was answered before it was asked.
+        arrived_s = max(sent_s, (self._line and self._line.arrived_s) or time.monotonic())
         if "set-cookie" in found.headers:
             asked = CompatRequest(f"{self._site}{path}", method, headers=sent)
             self._jar.extract_cookies(found, asked)  # type: ignore[arg-type]
             self._has_cookies = True
         location = found.headers.get("location", "")
-        return Answer(found.status_code, content, location if isinstance(location, str) else location[0])
+        return Answer(found.status_code, content, location if isinstance(location, str) else location[0], arrived_s)
+
+    def _connected(self, *kind: int) -> Stamped:
+        self._line = Stamped(*kind)
+        return self._line
 
     def cookies(self) -> dict[str, str]:
         """What the site has set."""

@@ -16,15 +16,17 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
+from socket import AI_NUMERICHOST
 from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
 from gevent import GreenletExit
+from gevent.monkey import get_original
 from gevent.os import tp_read
 from gevent.resolver.thread import Resolver
 from locust import FastHttpUser, task
@@ -32,6 +34,7 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
+from chaos.priority import served_first
 from load.alarm import Alarm
 from load.arrivals import duration_s, share, times
 from load.client import Client, Heads
@@ -39,6 +42,7 @@ from load.plan import Plan
 from load.record import BEGUN, BY_HAND, FILE, LATE_S, VISIT, End, Header, Tally, own_fault, write
 from load.visit import OK, Act, Desk, Failed, NotSent, Reply, Session, acts, path_of
 
+unpatched_getaddrinfo = get_original("socket", "getaddrinfo")
 HEAD_START_S = 1.0  # from dealing out the plan to the first visitor
 GRACE_S = 5.0  # for the last answers, beyond their own time
 SPARE_FILES = 100
@@ -49,17 +53,20 @@ THINKING = "too many under way"  # in_flight_max, of whom most look at a page: t
 CROWDED = "no answer: too many wait"  # in_flight_max, of whom most wait: the site's own overload
 
 
-class Fixed(Resolver):  # type: ignore[misc]
-    """Finds some names where it is told, as curl's --resolve."""
+class Names(Resolver):  # type: ignore[misc]
+    """Finds some names where it is told, as curl's --resolve; an address is found at once, and not by a thread."""
 
     def __init__(self, addresses: Mapping[str, str]) -> None:
         super().__init__()
         self._addresses = addresses
 
-    def getaddrinfo(self, host: Any, *rest: Any, **more: Any) -> Any:
+    def getaddrinfo(self, host: Any, port: Any, family: int = 0, kind: int = 0, proto: int = 0, flags: int = 0) -> Any:
         """Of the address, where there is one for the name."""
         name = host.decode() if isinstance(host, bytes) else host
-        return super().getaddrinfo(self._addresses.get(name, name), *rest, **more)
+        address = self._addresses.get(name, name)
+        with suppress(OSError):  # it is no address
+            return unpatched_getaddrinfo(address, port, family, kind, proto, flags | AI_NUMERICHOST)
+        return super().getaddrinfo(address, port, family, kind, proto, flags)
 
 
 class Tab:
@@ -98,7 +105,7 @@ class Tab:
             worker.waiting -= 1
         if answer.status not in wanted:
             raise self._failed(name, intended_s, f"HTTP {answer.status}")
-        worker.tally.answered(name, intended_s, worker.passed_s())
+        worker.tally.answered(name, intended_s, worker.passed_s(answer.arrived_s))
         return Reply(answer.status, answer.content.decode(errors="replace"), answer.location)
 
     def _failed(self, name: str, intended_s: float, kind: str) -> Failed:
@@ -170,9 +177,9 @@ class Worker:
         """Second 0, from the wall's clock, which workers on several machines share, to one that nobody sets."""
         self._began_s = time.monotonic() + (start_at - time.time())
 
-    def passed_s(self) -> float:
-        """Seconds since second 0."""
-        return time.monotonic() - self._began_s
+    def passed_s(self, at_s: float | None = None) -> float:
+        """Seconds since second 0, now or by `time.monotonic()`."""
+        return (time.monotonic() if at_s is None else at_s) - self._began_s
 
     def send_all(self) -> None:
         """Returns when the last visitor has gone; whoever waits for an answer until then is cut off, and counted."""
@@ -256,9 +263,9 @@ def work(host: str, port: int) -> int:
         if trouble := enough_files(plan.in_flight_max + SPARE_FILES):
             runner.send_message("broke", trouble)
             return
-        if plan.resolve:
-            gevent.get_hub().resolver = Fixed(plan.resolve)
+        gevent.get_hub().resolver = Names(plan.resolve)
         Visitors.worker = Worker(plan, msg.data["index"])
+        served_first()  # a visitor who waits for a processor here would be taken for one who waits for the site
         gc.collect()
         gc.freeze()  # what is there by now stays: to look through it again and again holds visitors back
         runner.send_message("prepared")

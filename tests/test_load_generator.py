@@ -30,6 +30,7 @@ from tests.served import served
 from tests.test_load import HEADER, LAB, plan
 
 ROOT = Path(__file__).parent.parent
+SLOW_S, BUSY_S = 0.8, 1.5
 
 
 class Site(ThreadingHTTPServer):
@@ -66,7 +67,12 @@ class Pages(BaseHTTPRequestHandler):
             return
         self.send_header("Content-Length", "5")
         self.end_headers()
-        self.wfile.write(b"hello")
+        body = b"hello"
+        if self.path == "/slowly":
+            self.wfile.write(body[:2])
+            time.sleep(SLOW_S)
+            body = body[2:]
+        self.wfile.write(body)
 
     def _drip(self) -> None:
         self.send_header("Content-Length", "1000")
@@ -219,6 +225,29 @@ def test_nobody_is_sent_before_the_time_and_others_go_on_meanwhile() -> None:
     early, others = done.stdout.split()
     assert early == "False"
     assert int(others) > 5
+
+
+# Asks, and is busy with something else for a while before it reads: when the answer had arrived, and when it was read.
+BUSY = """
+import ssl, sys, time, gevent
+from load.client import Client
+client = Client(sys.argv[1], 5, ssl.create_default_context(), {})
+asked_s = time.monotonic()
+asking = gevent.spawn(client.request, "GET", "/slowly", "", {})
+gevent.sleep(0.1)
+time.sleep(float(sys.argv[2]))
+answer = asking.get()
+print(answer.arrived_s - asked_s, time.monotonic() - asked_s)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whose kernel notes when something arrives")
+def test_an_answer_has_arrived_when_its_last_part_has_however_long_a_busy_generator_leaves_it_unread() -> None:
+    with site() as server:
+        asked = [sys.executable, "-c", BUSY, url(server, ""), str(BUSY_S)]
+        told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    arrived_s, read_s = map(float, told)
+    assert SLOW_S < arrived_s < SLOW_S + 0.4 < BUSY_S < read_s
 
 
 def test_a_machine_out_of_files_is_the_generators_failure_not_the_sites() -> None:
@@ -375,14 +404,14 @@ def test_where_visitors_would_not_get_what_they_want_no_load_is_sent() -> None:
 
 
 def test_only_the_generator_imports_locust() -> None:
-    """It patches the world when it is imported; its HTTP client and its alarm belong to that world."""
+    """It patches the world when it is imported; its HTTP client, the sockets of that and its alarm belong there."""
     root = Path(__file__).parent.parent
     importing = [
         p.name
         for p in (root / "load").glob("*.py")
         if re.search(r"^(from|import) (locust|gevent)", p.read_text(), re.M)
     ]
-    assert sorted(importing) == ["alarm.py", "client.py", "generator.py"]
+    assert sorted(importing) == ["alarm.py", "client.py", "generator.py", "stamp.py"]
     assert not imported_with("load.__main__, load.campaign", "locust", "gevent")
 
 
