@@ -165,12 +165,15 @@ def _run(
     folder = out / session.environment.name / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{drill.name}"
     console = Console(stderr=True)
     with shown(console, folder):
-        Run(session, healer, drill, seed, folder, again, lambda line: console.print(line, highlight=False)).run()
+        running = Run(session, healer, drill, seed, folder, again, lambda line: console.print(line, highlight=False))
+        running.run()
     Evidence(folder).blot(secrets_of(session.environment))
     with _judging():
         said = write(folder)
         tell(History.read(folder), said, Console())
     sys.stdout.write(f"everything that was recorded is in {folder}\n")
+    if running.interrupted:
+        raise typer.Exit(EXIT[said.finding.verdict])  # nothing else begins, as to find a shorter schedule
     return said
 
 

@@ -127,7 +127,10 @@ def _end_s(plan: Planned) -> float:
 
 @dataclass
 class Run:
-    """One run of one drill against one target; `healer` is who heals if this process dies."""
+    """One run of one drill against one target; `healer` is who heals if this process dies.
+
+    `interrupted` says afterwards that somebody pressed Ctrl-C: no other drill is to begin.
+    """
 
     session: Session
     healer: "subprocess.Popen[str]"
@@ -137,6 +140,7 @@ class Run:
     command: str
     say: Callable[[str], None]
     clock_s: Callable[[], float] = time.time
+    interrupted: bool = field(default=False, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _why: str = field(default="", init=False)
 
@@ -203,6 +207,7 @@ class Run:
                 recorder.record(found)
             self._phase(recorder, "end")
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - told in the history, which is judged anyway
+            self.interrupted = isinstance(error, KeyboardInterrupt)
             self._abort(recorder, f"{type(error).__name__}: {error}")
         finally:
             self._heal(recorder)
@@ -213,13 +218,19 @@ class Run:
         """Heal what an earlier run left, and make sure that nothing is broken; raises Refused."""
         for line in self._journal.heal(self.session):
             self.say(f"healed what an earlier run left: {line}")
-        try:
-            self._await_whole(HEALTHY_TIMEOUT_S)
-            with ThreadPoolExecutor() as pool:  # a second or two each, and none of them asks what another does
-                swept = pool.submit(sweep, self.session)
+
+        def known() -> tuple[Facts, Timers]:
+            """All at once, as none of them asks what another does; what is not whole yet tells nothing by the rest."""
+            self._go_on()
+            with ThreadPoolExecutor() as pool:
                 facts, timers = pool.submit(self._live.facts), pool.submit(self._live.timers)
-                swept.result()
-                return facts.result(), timers.result()
+                swept = pool.submit(sweep, self.session)
+                self._live.whole()
+            swept.result()
+            return facts.result(), timers.result()
+
+        try:
+            return poll("a whole target", known, timeout_s=HEALTHY_TIMEOUT_S, interval_s=LOOK_S)
         except SILENT as error:
             raise Refused(f"the target is not healthy, so nothing is broken on top of it: {error}") from error
 

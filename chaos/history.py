@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Literal, TextIO, TypeVar
@@ -225,9 +226,9 @@ class History:
         spans = [(phase.at_s, end_s) for phase, end_s in zip(phases, ends_s, strict=False) if phase.name == name]
         return spans[-1] if spans else None
 
-    @property
+    @cached_property
     def ended_s(self) -> float:
-        """The last moment that anything is told of."""
+        """The last moment that anything is told of; a judge asks for it over and over, of ten thousands of events."""
         return max(max(self._times(event)) for event in self.events)
 
     def _times(self, event: Event) -> Iterator[float]:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from chaos.history import History, Probe, Write
 from chaos.judgement import PAGE_PATIENCE_S, PATIENCE_S, Judgement, held_back
 from chaos.outage import Outage
 
+LETTER = 0.085  # of an inch, at the size that layers are written in
 COLOURS: Mapping[str, str] = {
     "up": "#8fc7a0",
     "all": "#c0392b",
@@ -24,13 +26,18 @@ def draw(history: History, said: Judgement, file: Path) -> None:
     origin_s, until_s = history.header.at_s, history.ended_s
     layers = said.layers
     latencies = {name: found for name in ("vip", "write/row") if (found := _latencies(history, name))}
-    figure = Figure(figsize=(11, 2.6 + 0.3 * len(layers)))
-    bars, below = figure.subplots(2, 1, sharex=True, height_ratios=(max(2, len(layers)), 4))
+    width, height = 11, 2.6 + 0.3 * len(layers)
+    figure = Figure(figsize=(width, height))
+    # To have the margins found takes as long as to draw it all.
+    named = LETTER * max((len(layer.layer) for layer in layers), default=0)
+    inches = {"left": 0.4 + named, "right": width - 0.2, "bottom": 0.95, "top": height - 0.35}
+    within = {side: at / (width if side in ("left", "right") else height) for side, at in inches.items()}
+    rows = max(2, len(layers)), 4
+    bars, below = figure.subplots(2, 1, sharex=True, height_ratios=rows, gridspec_kw=within | {"hspace": 0.1})
     for row, layer in enumerate(reversed(layers)):
-        bars.broken_barh([(0, until_s - origin_s)], (row - 0.35, 0.7), color=COLOURS["up"])
-        for outage in layer.outages:
-            span = (outage.began_s - origin_s, max(outage.length_s(until_s), 0.15))
-            bars.broken_barh([span], (row - 0.35, 0.7), color=COLOURS[_kind(outage, until_s)])
+        out = [(outage.began_s - origin_s, max(outage.length_s(until_s), 0.15)) for outage in layer.outages]
+        colours = [COLOURS["up"], *(COLOURS[_kind(outage, until_s)] for outage in layer.outages)]
+        bars.broken_barh([(0, until_s - origin_s), *out], (row - 0.35, 0.7), color=colours)
     bars.set_yticks(range(len(layers)), [layer.layer for layer in reversed(layers)])
     for axes in (bars, below):
         for strike in said.strikes:
@@ -39,6 +46,7 @@ def draw(history: History, said: Judgement, file: Path) -> None:
     for name, (when_s, latency_s) in latencies.items():
         below.plot([at_s - origin_s for at_s in when_s], latency_s, ".", markersize=2, label=name, rasterized=True)
     below.set(xlabel="seconds", ylabel="answered after, s", yscale="log", xlim=(0, until_s - origin_s))
+    below.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
     if latencies:
         below.legend(loc="upper right", markerscale=4)
     struck = "; ".join(f"{strike.name} of {', '.join(strike.targets)}" for strike in said.strikes) or "nothing broken"
@@ -46,7 +54,6 @@ def draw(history: History, said: Judgement, file: Path) -> None:
     held = f"held back, under {PATIENCE_S:g} s (pages {PAGE_PATIENCE_S:g} s)"
     keys = {"up": "answered", "held": held, "some": "failed some", "all": "failed all"}
     figure.legend([Patch(color=COLOURS[key]) for key in keys], list(keys.values()), loc="lower center", ncols=4)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(file, metadata={"Date": None})
 
 

@@ -50,15 +50,21 @@ class Drills:
     say: Callable[[str], None]
 
     def run(self, drill: Drill) -> Judgement:
-        """What the drill showed; raises NotExercised and what `chaos.drill.Run` raises."""
+        """What the drill showed; raises NotExercised and what `chaos.drill.Run` raises.
+
+        After a Ctrl-C it is healed and judged, and KeyboardInterrupt is raised then: pytest would begin the next one.
+        """
         environment = self.target.environment
         folder = self.folder / "drills" / drill.name
         self.kept(folder)
         again = repeating("run", drill.name, env=self.env, chaos=environment.name, seed=self.seed)
-        Run(self.target, self.healer, drill, self.seed, folder, again, self.say).run()
+        running = Run(self.target, self.healer, drill, self.seed, folder, again, self.say)
+        running.run()
         said = write(folder)
         for line in as_text(History.read(folder), said).splitlines():
             self.say(line)
+        if running.interrupted:
+            raise KeyboardInterrupt(f"during the drill {drill.name}, which was healed and judged")
         return said
 
 

@@ -23,6 +23,7 @@ from chaos.judgement import Judgement, judge
 from chaos.timers import Budget, Timers
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import Session
+from steps.drills import Drills
 from tests.test_chaos_fault import ENVIRONMENT, FACTS, MACHINES, Powers
 
 CONNECTOR = ENVIRONMENT.machine("srv-tunnel01")
@@ -89,7 +90,8 @@ class World:
         if "held for" in line:
             self.on_strike()
 
-    def run(self, what: Drill = DRILL) -> Judgement:
+    @property
+    def session(self) -> Session:
         chaos = ENVIRONMENT.chaos.model_copy(update=self.chaos)
         core = SimpleNamespace(create_namespaced_config_map=ignored, delete_namespaced_config_map=ignored)
         fake = SimpleNamespace(
@@ -98,8 +100,11 @@ class World:
             hypervisor=self.powers,
             cluster=SimpleNamespace(core=core),
         )
+        return cast(Session, fake)
+
+    def run(self, what: Drill = DRILL) -> Judgement:
         healer = cast("subprocess.Popen[str]", self.healer)
-        Run(cast(Session, fake), healer, what, 1, self.folder / "drill", "again", self.say, self.clock_s).run()
+        Run(self.session, healer, what, 1, self.folder / "drill", "again", self.say, self.clock_s).run()
         return judge(self.history)
 
     def look(self) -> Mapping[str, str]:
@@ -260,6 +265,19 @@ def test_ctrl_c_heals_and_judges(world: World) -> None:
     assert told.verdict is Verdict.UNKNOWN
     assert "the drill ended early: KeyboardInterrupt" in told.reason
     assert world.noted_at_their_end == [], "healed only after everybody had been waited for"
+    world.assert_healed()
+
+
+def test_after_ctrl_c_no_other_drill_begins(world: World) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    world.on_strike = interrupted
+    healer = cast("subprocess.Popen[str]", world.healer)
+    drills = Drills(world.session, healer, "lab", 1, world.folder, ignored, world.say)
+    with pytest.raises(KeyboardInterrupt, match="connector-power"):
+        drills.run(DRILL)
+    assert any("not judged: the drill ended early" in line for line in world.said), "it was not judged before"
     world.assert_healed()
 
 
