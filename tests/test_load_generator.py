@@ -104,6 +104,19 @@ def test_every_visitor_is_sent_at_its_time_by_several_workers(tmp_path: Path) ->
     assert said.incomplete == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="may not ask to be served first")
+def test_who_sends_is_served_first_by_the_processor_and_who_writes_down_is_not(tmp_path: Path) -> None:
+    policies: list[int] = []
+
+    def at_work(line: str) -> None:
+        if "requests" in line and not policies:
+            policies.extend(os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK for pid in children(os.getpid()))
+
+    with site() as server:
+        run(plan(url(server), segments=segments(Shape.CONSTANT, 20, 3), workers=2), HEADER, tmp_path / "run", at_work)
+    assert (policies.count(os.SCHED_RR), policies.count(os.SCHED_OTHER)) == (2, 1)
+
+
 @pytest.mark.alone
 def test_a_stall_is_not_hidden_and_errors_are_told_by_kind(tmp_path: Path) -> None:
     """Three seconds in which nothing answers: whoever came then waited from the moment of coming."""
@@ -225,6 +238,25 @@ def test_nobody_is_sent_before_the_time_and_others_go_on_meanwhile() -> None:
     early, others = done.stdout.split()
     assert early == "False"
     assert int(others) > 5
+
+
+# Finds some hosts, and tells which of them a thread was asked for.
+NAMED = """
+from gevent.resolver.thread import Resolver
+from load.generator import Names
+by_thread = []
+Resolver.getaddrinfo = lambda self, host, *rest: by_thread.append(host) or [(2, 1, 6, "", ("192.0.2.9", 80))]
+names = Names({"site.invalid": "192.0.2.1"})
+print(*(names.getaddrinfo(host, 80)[0][4][0] for host in ("192.0.2.7", b"site.invalid", "::1", "other.invalid")))
+print(*by_thread)
+"""
+
+
+def test_an_address_and_a_name_with_a_known_one_are_found_without_a_thread() -> None:
+    done = subprocess.run([sys.executable, "-c", NAMED], cwd=ROOT, capture_output=True, text=True, check=True)
+    found, by_thread = done.stdout.splitlines()
+    assert found.split() == ["192.0.2.7", "192.0.2.1", "::1", "192.0.2.9"]
+    assert by_thread == "other.invalid"
 
 
 # Asks, and is busy with something else for a while before it reads: when the answer had arrived, and when it was read.
