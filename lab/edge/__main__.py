@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from pathlib import Path
@@ -20,6 +21,7 @@ from lab.edge.public import Edge
 from lab.edge.store import Store
 from lab.edge.tunnel import Tunnels
 
+NICENESS = -10  # what it stands for is on other machines: that this one is busy is not to slow it
 EVERY_SCOPE = frozenset({"tunnel", "dns", "access"})
 
 
@@ -93,6 +95,8 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--fds", type=int, nargs=3, required=True, metavar=("PUBLIC", "API", "TUNNEL"))
     arguments = parser.parse_args()
+    with contextlib.suppress(PermissionError):
+        os.nice(NICENESS)
     public, api, tunnel = (socket.socket(fileno=fd) for fd in arguments.fds)
     asyncio.run(serve(arguments.state, public, api, tunnel))
 
