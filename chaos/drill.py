@@ -221,7 +221,6 @@ class Run:
 
         def known() -> tuple[Facts, Timers]:
             """All at once, as none of them asks what another does; what is not whole yet tells nothing by the rest."""
-            self._go_on()
             with ThreadPoolExecutor() as pool:
                 facts, timers = pool.submit(self._live.facts), pool.submit(self._live.timers)
                 swept = pool.submit(sweep, self.session)
@@ -352,16 +351,16 @@ class Run:
                 in_parallel(one.struck, lambda struck, kind=one.kind: kind.inject(self.session, struck))  # type: ignore[misc]
             self.say(f"{one.kind.name} of {names}, held for {one.blow.hold_s:g} s")
         self._phase(recorder, "redundancy")
-        self._await_whole(WHOLE_TIMEOUT_S)
+        self._await_whole()
         self._phase(recorder, "afterwards")
         self._pass(AFTERWARDS_S)
 
-    def _await_whole(self, timeout_s: float) -> None:
+    def _await_whole(self) -> None:
         def whole() -> bool:
             self._go_on()
             return self._live.whole()
 
-        poll("a whole target", whole, timeout_s=timeout_s, interval_s=LOOK_S)
+        poll("a whole target", whole, timeout_s=WHOLE_TIMEOUT_S, interval_s=LOOK_S)
 
     def _pass(self, seconds: float) -> None:
         """Let time pass: what is waited for is time itself, or a reason to end."""

@@ -30,10 +30,8 @@ def draw(history: History, said: Judgement, file: Path) -> None:
     figure = Figure(figsize=(width, height))
     # To have the margins found takes as long as to draw it all.
     named = LETTER * max((len(layer.layer) for layer in layers), default=0)
-    inches = {"left": 0.4 + named, "right": width - 0.2, "bottom": 0.95, "top": height - 0.35}
-    within = {side: at / (width if side in ("left", "right") else height) for side, at in inches.items()}
-    rows = max(2, len(layers)), 4
-    bars, below = figure.subplots(2, 1, sharex=True, height_ratios=rows, gridspec_kw=within | {"hspace": 0.1})
+    figure.subplots_adjust((0.4 + named) / width, 0.95 / height, 1 - 0.2 / width, 1 - 0.35 / height, hspace=0.1)
+    bars, below = figure.subplots(2, 1, sharex=True, height_ratios=(max(2, len(layers)), 4))
     for row, layer in enumerate(reversed(layers)):
         out = [(outage.began_s - origin_s, max(outage.length_s(until_s), 0.15)) for outage in layer.outages]
         colours = [COLOURS["up"], *(COLOURS[_kind(outage, until_s)] for outage in layer.outages)]

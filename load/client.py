@@ -107,7 +107,8 @@ class Client:
         found = CompatResponse(self._http.request(method, quoted(path), body, sent))
         content = found.content
         # Of two clocks, one may be set meanwhile: nothing was answered before it was asked.
-        arrived_s = max(sent_s, (self._line and self._line.arrived_s) or time.monotonic())
+        assert self._line is not None
+        arrived_s = max(sent_s, self._line.arrived_s or time.monotonic())
         if "set-cookie" in found.headers:
             asked = CompatRequest(f"{self._site}{path}", method, headers=sent)
             self._jar.extract_cookies(found, asked)  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ from gevent.socket import socket
 
 STAMP = 35  # SO_TIMESTAMPNS, and the kind of message that it makes (Linux, asm-generic/socket.h)
 TIMESPEC = struct.Struct("@ll")  # by the clock that time.time() reads
-NS = 1_000_000_000
 ROOM = 64  # for one such message and its head
 
 
@@ -39,5 +38,5 @@ class Stamped(socket):  # type: ignore[misc]
         for level, kind, value in told:
             if (level, kind, len(value)) == (SOL_SOCKET, STAMP, TIMESPEC.size):
                 seconds, nanoseconds = TIMESPEC.unpack(value)
-                self.arrived_s -= max(0, time.time_ns() - seconds * NS - nanoseconds) / NS
+                self.arrived_s -= max(0.0, time.time() - seconds - nanoseconds / 1e9)
         return bytes(data)
