@@ -30,13 +30,13 @@ from chaos.history import (
     Recorder,
     Seen,
     Write,
-    parse,
 )
 from chaos.journal import HealFailed, Journal, Wound
 from chaos.layers import NOTE, questions, writers
 from chaos.ledger import Ledger, sweep
 from chaos.lifeline import Helper, helper
 from chaos.outage import unsteady
+from chaos.tail import Tail
 from chaos.target import Facts, NobodyNow, nearest, select
 from chaos.timers import Budget, Timers
 from environments.model import Machine
@@ -46,6 +46,8 @@ from provisioning.poll import NotYet, poll
 from provisioning.session import Session
 
 STEADY_S, STEADY_TIMEOUT_S = 6.0, 180.0  # the rarest question is asked every two seconds
+STEADY_LOOK_S = 0.5
+WRITTEN_WITHIN_S = 0.2  # an answer is in its file so long after it came, on a busy machine too
 AFTERWARDS_S = 3.0
 WHOLE_TIMEOUT_S = 420.0
 HEALTHY_TIMEOUT_S = 60.0
@@ -149,6 +151,8 @@ class Run:
         self._clock_offset_s = self.clock_s() - time.monotonic()
         self._journal = Journal(self.session.state.broken)
         self._live = Live(self.session, self.session.cluster)
+        self._tails = [Tail(self.folder / name) for name in ("probes.jsonl", "writes.jsonl")]
+        self._heard: list[Event] = []
 
     def run(self) -> None:
         """Do all of it; whatever happens, what was broken is healed and what was seen is recorded, to be judged.
@@ -199,8 +203,8 @@ class Run:
                 working.enter_context(self._observed(recorder, recording))
                 working.callback(self._heal, recorder)  # before anybody is waited for
                 self._begun({question.layer for question in asked.questions}, len(written.writers))
-                self._await_steady(recorder, intervals_s)
-                for plan in plans:
+                self._struck(recorder, plans[0], self._await_steady(recorder, intervals_s))
+                for plan in plans[1:]:
                     self._struck(recorder, plan)
                 self._phase(recorder, "verification")
             for found in ledger.read():
@@ -303,36 +307,50 @@ class Run:
 
         def heard() -> bool:
             self._go_on()
-            asked = {event.layer for event in self._recorded("probes.jsonl") if isinstance(event, Probe)}
-            written = {event.sort for event in self._recorded("writes.jsonl") if isinstance(event, Write)}
+            heard = self._listened()
+            asked = {event.layer for event in heard if isinstance(event, Probe)}
+            written = {event.sort for event in heard if isinstance(event, Write)}
             if missing := {*layers} - asked:
                 raise NotYet(f"not asked yet: {', '.join(sorted(missing))}")
             return len(written) == sorts
 
         poll("probes and workload at work", heard, timeout_s=BEGIN_TIMEOUT_S, interval_s=0.2)
 
-    def _await_steady(self, recorder: Recorder, intervals_s: Mapping[str, float]) -> None:
-        """Until a whole phase went by in which all were answered; raises DeadlineExceeded with who was not."""
+    def _await_steady(self, recorder: Recorder, intervals_s: Mapping[str, float]) -> float:
+        """Until all were answered for a while on end, which is the steady phase: the moment that it ended.
 
-        def steady() -> bool:
-            began_s = self._phase(recorder, "steady")
-            self._pass(STEADY_S)
-            ended_s = time.monotonic()
-            events = [*self._recorded("probes.jsonl"), *self._recorded("writes.jsonl")]
-            if why := unsteady(events, (began_s, ended_s), intervals_s):
-                self.say(f"not steady yet: {why}")
+        What the judge measures by is what was found steady, and nothing that came after. Raises DeadlineExceeded with
+        who was not answered.
+        """
+        first_s, told = self._phase(recorder, "steady"), ""
+        self._pass(STEADY_S + WRITTEN_WITHIN_S)
+
+        def steady() -> tuple[float, float]:
+            nonlocal told
+            self._go_on()
+            ended_s = time.monotonic() - WRITTEN_WITHIN_S
+            began_s = ended_s - STEADY_S if told else first_s
+            if why := unsteady(self._listened(), (began_s, ended_s), intervals_s):
+                if why != told:
+                    self.say(f"not steady yet: {why}")
+                told = why
                 raise NotYet(why)
-            return True
+            return began_s, ended_s
 
-        poll("a steady target", steady, timeout_s=STEADY_TIMEOUT_S, interval_s=0)
+        began_s, ended_s = poll("a steady target", steady, timeout_s=STEADY_TIMEOUT_S, interval_s=STEADY_LOOK_S)
+        if told:
+            self._phase(recorder, "steady", began_s)
+        return ended_s
 
-    def _recorded(self, name: str) -> list[Event]:
-        file = self.folder / name
-        return list(parse(file.read_text())) if file.exists() else []
+    def _listened(self) -> Sequence[Event]:
+        """All that was recorded until now by who asks and who writes."""
+        for tail in self._tails:
+            self._heard += tail.read()
+        return self._heard
 
-    def _struck(self, recorder: Recorder, plan: Sequence[Planned]) -> None:
+    def _struck(self, recorder: Recorder, plan: Sequence[Planned], steady_until_s: float | None = None) -> None:
         """Blow after blow at its time, each healed at its own; then until all is whole again."""
-        self._phase(recorder, "fault")
+        self._phase(recorder, "fault", steady_until_s)
         began_s = time.monotonic()
         moments = [
             *((one.blow.after_s, False, at) for at, one in enumerate(plan)),
@@ -371,10 +389,10 @@ class Run:
         if self._stop.is_set():
             raise Ended(self._why)
 
-    def _phase(self, recorder: Recorder, name: str) -> float:
-        """Begin a phase; the moment, as the history has it."""
+    def _phase(self, recorder: Recorder, name: str, at_s: float | None = None) -> float:
+        """Begin a phase, now or at a moment that has just passed; the moment, as the history has it."""
         self._clock(recorder)
-        told = {"name": name, "at_s": time.monotonic(), "clock_offset_s": self._clock_offset_s}
+        told = {"name": name, "at_s": at_s or time.monotonic(), "clock_offset_s": self._clock_offset_s}
         phase = Phase.model_validate(told)
         recorder.record(phase, durable=True)
         self.say(f"{phase.at_s - self._began_s:6.1f} s  {name}")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chaos.history import FILE, Event, Phase, Probe, parse
+from chaos.history import FILE, Event, Phase, Probe
+from chaos.tail import Tail
 
 RECENT_S, UPDATE_S = 3.0, 0.5
 
@@ -47,25 +48,6 @@ class Glance:
             elif failed:
                 failing.append(f"{layer} fails {failed} of {len(probes)}")
         return f"{self.phase}: {'; '.join(failing) or f'{len(counts)} layers answer'}"
-
-
-@dataclass
-class Tail:
-    """What is added to a file of events, as it comes."""
-
-    file: Path
-    _offset: int = 0
-
-    def read(self) -> list[Event]:
-        """The events since the last time; a line that is still being written is for the next."""
-        if not self.file.exists():
-            return []
-        with self.file.open("rb") as lines:
-            lines.seek(self._offset)
-            text = lines.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return list(parse(whole.decode()))
 
 
 @contextmanager

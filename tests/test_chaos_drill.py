@@ -20,6 +20,7 @@ from chaos.facts import AWAY, WHOLE
 from chaos.history import FILE, Allowed, Event, Fault, Found, History, HistoryError, Phase, Probe, Recorder, Seen, Write
 from chaos.journal import Journal, Wound
 from chaos.judgement import Judgement, judge
+from chaos.outage import unsteady
 from chaos.timers import Budget, Timers
 from provisioning.hypervisor import HypervisorError
 from provisioning.session import Session
@@ -171,7 +172,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     written = SimpleNamespace(writers=[SimpleNamespace(kind="row", interval_s=INTERVAL_S)])
     fakes = {"Live": Live, "Ledger": Ledger, "helper": helper, "sweep": ignored}
     fakes |= {"questions": lambda *_: asked, "writers": lambda *_: written}
-    times = {"STEADY_S": 0.6, "AFTERWARDS_S": 0.3, "LOOK_S": 0.05, "LOOK_AROUND_S": 0.05}
+    times = {"STEADY_S": 0.6, "STEADY_LOOK_S": 0.05, "WRITTEN_WITHIN_S": 0.1, "AFTERWARDS_S": 0.3}
+    times |= {"LOOK_S": 0.05, "LOOK_AROUND_S": 0.05}
     times |= {"WHOLE_TIMEOUT_S": 2.0, "HEALTHY_TIMEOUT_S": 0.2, "STEADY_TIMEOUT_S": 2.0}
     for name, fake in {**fakes, **times}.items():
         monkeypatch.setattr(drill, name, fake)
@@ -203,7 +205,33 @@ def test_nothing_is_broken_until_all_were_answered_for_a_whole_phase(world: Worl
     assert said.finding.verdict is Verdict.PROVEN, said.finding.reason
     phases = [phase.name for phase in world.history.of(Phase)]
     assert phases[:3] == ["steady", "steady", "fault"]
+    steady = world.history.phase("steady")
+    assert steady
+    assert steady[0] > max(probe.ended_s for probe in world.history.of(Probe) if not probe.ok)
     assert world.said[1].endswith("not steady yet: vip failed before anything was done to it: OSError: HTTP 530")
+
+
+def test_what_fails_while_it_is_found_out_whether_all_was_steady_is_not_measured_by(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, failed = threading.Event(), threading.Event()
+
+    def failing() -> str:
+        if looked.is_set() and not failed.is_set():
+            failed.set()
+            return "OSError: HTTP 530"
+        return ""
+
+    def slowly(*asked: Any) -> str:
+        told = unsteady(*asked)
+        looked.set()
+        assert failed.wait(5)
+        return told
+
+    world.failing = failing
+    monkeypatch.setattr(drill, "unsteady", slowly)
+    said = world.run()
+    assert said.finding.verdict is Verdict.PROVEN, said.finding.reason
 
 
 def test_nothing_is_broken_where_that_never_comes(world: World) -> None:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from chaos.glance import Glance, Tail
+from chaos.glance import Glance
 from chaos.history import Phase, Probe
+from chaos.tail import Tail
 
 
 def probe(layer: str, at_s: float, error: str = "") -> Probe:
