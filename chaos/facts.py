@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import requests
@@ -23,7 +24,7 @@ from provisioning.account import Account
 from provisioning.action import ActionFailed
 from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster, unready_nodes
 from provisioning.hypervisor import HypervisorError, Vm, owned
-from provisioning.ndb import taking_part
+from provisioning.ndb import Ndb, taking_part
 from provisioning.poll import DeadlineExceeded, NotYet
 from provisioning.session import Session
 from provisioning.site import site_pods, unready_replicas
@@ -100,6 +101,11 @@ class Live:
     session: Session
     cluster: Cluster
 
+    @cached_property
+    def ndb(self) -> Ndb:
+        """Its database cluster, asked for its members' numbers once."""
+        return self.session.ndb
+
     @read_whole()
     def facts(self) -> Facts:
         """Who has which part; raises SILENT."""
@@ -147,8 +153,8 @@ class Live:
 
     def _arbitrator(self) -> str | None:
         told = self.session.database.query("SELECT DISTINCT arbitrator FROM ndbinfo.membership")
-        ndb, number = self.session.ndb, int(told[0][0]) if told else 0
-        return next((m.name for m in ndb.members if number and ndb.node_id(m) == number), None)
+        number = int(told[0][0]) if told else 0
+        return next((m.name for m in self.ndb.members if number and self.ndb.node_id(m) == number), None)
 
     def _replicas_on(self) -> Counter[str]:
         return Counter(pod.spec.node_name for pod in site_pods(self.cluster) if pod.spec.node_name)
@@ -223,9 +229,8 @@ class Live:
         return next(iter(unready_replicas(self.cluster)), WHOLE)
 
     def _database(self) -> str:
-        ndb = self.session.ndb
-        members = ndb.show()
-        away = [member.name for member in ndb.members if not taking_part(members, ndb.node_id(member, members))]
+        members = self.ndb.show()
+        away = [m.name for m in self.ndb.members if not taking_part(members, self.ndb.node_id(m, members))]
         return f"{AWAY}{', '.join(away)}" if away else WHOLE
 
     def _site(self) -> str:

@@ -2,12 +2,11 @@
 
 import re
 import shlex
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from chaos.history import Found
 from environments.model import Environment, Role
-from provisioning.database import Database, quoted
+from provisioning.database import quoted
 from provisioning.session import Session
 from provisioning.ssh import Shell
 
@@ -53,7 +52,11 @@ class Ledger:
 
     def clear(self) -> None:
         """Leave nothing behind; raises ActionFailed."""
-        _forget(self._database, self._environment, self._shell, self.mark, [self.table])
+        with ThreadPoolExecutor(1) as pool:
+            uploads = pool.submit(_forget_files, self._environment, self._shell, self.mark)
+            schema = self._database.site.database
+            self._database.query(f"{_forgetting(schema, self.mark)}; DROP TABLE IF EXISTS {schema}.{self.table}")
+        uploads.result()
 
 
 def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
@@ -72,21 +75,24 @@ def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
 def sweep(session: Session) -> None:
     """Clear what drills left that did not live to do it; raises ActionFailed."""
     database = session.database
-    left = database.query(
-        "SELECT table_name FROM information_schema.tables "
-        f"WHERE table_schema = {quoted(database.site.database)} AND table_name LIKE {quoted(TABLE_PREFIX + '%')}"
-    )
-    _forget(database, session.environment, session.shell, PREFIX, [table for (table,) in left])
-
-
-def _forget(database: Database, environment: Environment, shell: Shell, mark: str, tables: Iterable[str]) -> None:
-    """The tables, posts and files with the mark, and what WordPress keeps beside these posts; nothing of others."""
     schema = database.site.database
+    with ThreadPoolExecutor(1) as pool:
+        uploads = pool.submit(_forget_files, session.environment, session.shell, PREFIX)
+        left = database.query(
+            f"{_forgetting(schema, PREFIX)}; SELECT table_name FROM information_schema.tables "
+            f"WHERE table_schema = {quoted(schema)} AND table_name LIKE {quoted(TABLE_PREFIX + '%')}"
+        )
+        if left:
+            database.query("".join(f"DROP TABLE IF EXISTS {schema}.{table}; " for (table,) in left))
+    uploads.result()
+
+
+def _forgetting(schema: str, mark: str) -> str:
+    """How the posts with the mark go, with what WordPress keeps beside them; nothing of others."""
     marked = f"FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}"
-    rows = (
-        "".join(f"DROP TABLE IF EXISTS {schema}.{table}; " for table in tables)
+    return (
         # All or nothing: a category counts its published posts (wp-includes/taxonomy.php, _update_post_term_count).
-        + "START TRANSACTION; "
+        "START TRANSACTION; "
         f"UPDATE {schema}.wp_term_taxonomy t JOIN (SELECT term_taxonomy_id, COUNT(*) AS gone "
         f"FROM {schema}.wp_term_relationships WHERE object_id IN (SELECT ID {marked} AND post_status = 'publish') "
         "GROUP BY term_taxonomy_id) r USING (term_taxonomy_id) SET t.count = t.count - r.gone; "
@@ -94,11 +100,10 @@ def _forget(database: Database, environment: Environment, shell: Shell, mark: st
         f"DELETE FROM {schema}.wp_postmeta WHERE post_id IN (SELECT ID {marked}); "
         f"DELETE {marked}; COMMIT"
     )
-    server = environment.with_role(Role.NFS)[0]
-    with ThreadPoolExecutor(1) as pool:
-        uploads = pool.submit(shell.check, server, _find(environment, f"{mark}*", "-delete"))
-        database.query(rows)
-    uploads.result()
+
+
+def _forget_files(environment: Environment, shell: Shell, mark: str) -> None:
+    shell.check(environment.with_role(Role.NFS)[0], _find(environment, f"{mark}*", "-delete"))
 
 
 def _find(environment: Environment, names: str, then: str) -> str:

@@ -119,7 +119,8 @@ def prober_percent(session: Session, *, with_clients: bool = False) -> float:
 
     The layers are those of a drill, one of each kind: two of SQL or of the replicas would be the same question again.
     """
-    asked = questions(session, session.cluster, Live(session, session.cluster).facts(), ()).questions
+    live = Live(session, session.cluster)
+    asked = questions(live, live.facts(), ()).questions
     one_each = {question.layer.partition("/srv")[0]: question for question in asked if "page/" not in question.layer}
     return _prober_percent([question for layer, question in one_each.items() if layer != "nfs"], with_clients)
 
