@@ -217,10 +217,8 @@ def spoken(environment: Environment, shell: Shell, machine: Machine, script: str
     """The command that runs a bash script as root on a machine; it notices within seconds that the machine is gone."""
     prompt = {"ConnectTimeout": "2", "ServerAliveInterval": "1", "ServerAliveCountMax": "3"}
     # Nothing secret is said, and the exchange that withstands quantum computers takes a busy machine 0.1 s.
-    cheap = {"KexAlgorithms": "^curve25519-sha256"}
-    options = [word for name, value in {**prompt, **cheap}.items() for word in ("-o", f"{name}={value}")]
-    command = f"sudo -n bash -c {shlex.quote(script)}"
-    return ("ssh", *options, *shell.options(), str(environment.address(machine)), command)
+    options = shell.options(**prompt, KexAlgorithms="^curve25519-sha256")
+    return ("ssh", *options, str(environment.address(machine)), f"sudo -n bash -c {shlex.quote(script)}")
 
 
 def writers(environment: Environment, ledger: Ledger) -> Workload:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from chaos.history import Found
 from environments.model import Environment, Role
-from provisioning.database import quoted
+from provisioning.database import Database, quoted
 from provisioning.session import Session
 from provisioning.ssh import Shell
 
@@ -52,11 +52,8 @@ class Ledger:
 
     def clear(self) -> None:
         """Leave nothing behind; raises ActionFailed."""
-        with ThreadPoolExecutor(1) as pool:
-            uploads = pool.submit(_forget_files, self._environment, self._shell, self.mark)
-            schema = self._database.site.database
-            self._database.query(f"{_forgetting(schema, self.mark)}; DROP TABLE IF EXISTS {schema}.{self.table}")
-        uploads.result()
+        drop = f"DROP TABLE IF EXISTS {self._database.site.database}.{self.table}"
+        _forget(self._database, self._environment, self._shell, self.mark, drop)
 
 
 def files(environment: Environment, shell: Shell, mark: str) -> list[Found]:
@@ -76,21 +73,22 @@ def sweep(session: Session) -> None:
     """Clear what drills left that did not live to do it; raises ActionFailed."""
     database = session.database
     schema = database.site.database
-    with ThreadPoolExecutor(1) as pool:
-        uploads = pool.submit(_forget_files, session.environment, session.shell, PREFIX)
-        left = database.query(
-            f"{_forgetting(schema, PREFIX)}; SELECT table_name FROM information_schema.tables "
-            f"WHERE table_schema = {quoted(schema)} AND table_name LIKE {quoted(TABLE_PREFIX + '%')}"
-        )
-        if left:
-            database.query("".join(f"DROP TABLE IF EXISTS {schema}.{table}; " for (table,) in left))
-    uploads.result()
+    tables = (
+        "SELECT table_name FROM information_schema.tables "
+        f"WHERE table_schema = {quoted(schema)} AND table_name LIKE {quoted(TABLE_PREFIX + '%')}"
+    )
+    if left := _forget(database, session.environment, session.shell, PREFIX, tables):
+        database.query("".join(f"DROP TABLE IF EXISTS {schema}.{table}; " for (table,) in left))
 
 
-def _forgetting(schema: str, mark: str) -> str:
-    """How the posts with the mark go, with what WordPress keeps beside them; nothing of others."""
+def _forget(database: Database, environment: Environment, shell: Shell, mark: str, then: str) -> list[tuple[str, ...]]:
+    """The posts and files with the mark, and what WordPress keeps beside these posts; nothing of others.
+
+    What the SQL `then` gives comes with the same login.
+    """
+    schema = database.site.database
     marked = f"FROM {schema}.wp_posts WHERE post_title LIKE {quoted(mark + '%')}"
-    return (
+    rows = (
         # All or nothing: a category counts its published posts (wp-includes/taxonomy.php, _update_post_term_count).
         "START TRANSACTION; "
         f"UPDATE {schema}.wp_term_taxonomy t JOIN (SELECT term_taxonomy_id, COUNT(*) AS gone "
@@ -98,12 +96,14 @@ def _forgetting(schema: str, mark: str) -> str:
         "GROUP BY term_taxonomy_id) r USING (term_taxonomy_id) SET t.count = t.count - r.gone; "
         f"DELETE FROM {schema}.wp_term_relationships WHERE object_id IN (SELECT ID {marked}); "
         f"DELETE FROM {schema}.wp_postmeta WHERE post_id IN (SELECT ID {marked}); "
-        f"DELETE {marked}; COMMIT"
+        f"DELETE {marked}; COMMIT; "
     )
-
-
-def _forget_files(environment: Environment, shell: Shell, mark: str) -> None:
-    shell.check(environment.with_role(Role.NFS)[0], _find(environment, f"{mark}*", "-delete"))
+    server = environment.with_role(Role.NFS)[0]
+    with ThreadPoolExecutor(1) as pool:
+        uploads = pool.submit(shell.check, server, _find(environment, f"{mark}*", "-delete"))
+        told = database.query(rows + then)
+    uploads.result()
+    return told
 
 
 def _find(environment: Environment, names: str, then: str) -> str:

@@ -56,8 +56,8 @@ class Shell:
         private = load_ssh_private_key(self.key.read_bytes(), password=None)
         return private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
-    def options(self) -> list[str]:
-        """The options of every connection, for ssh and for what calls it."""
+    def options(self, **instead: str) -> list[str]:
+        """The options of every connection, for ssh and for what calls it; `instead` of some, or beside them."""
         settings = {
             "UserKnownHostsFile": str(self.state.known_hosts),
             "StrictHostKeyChecking": "accept-new",
@@ -70,7 +70,7 @@ class Shell:
             "ServerAliveCountMax": "6",
             "LogLevel": "ERROR",
             "User": self.environment.ssh.user,
-        }
+        } | instead
         return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
     def run(self, machine: Machine, script: str, *, stdin: str = "", timeout_s: float = 300) -> Result:
@@ -133,8 +133,9 @@ class Shell:
         """
         with socket.create_server(("127.0.0.1", 0)) as probe:
             local = probe.getsockname()[1]
-        forward = ["-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{local}:{address}:{port}"]
-        command = ["ssh", *self.options(), *forward, str(self.environment.address(machine))]
+        forward = ["-N", "-L", f"127.0.0.1:{local}:{address}:{port}"]
+        options = self.options(ExitOnForwardFailure="yes")
+        command = ["ssh", *options, *forward, str(self.environment.address(machine))]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
 
             def open_() -> bool:

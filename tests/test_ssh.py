@@ -74,8 +74,8 @@ class ShellOfPort(Shell):
 
     port: int = 0
 
-    def options(self) -> list[str]:
-        return [*super().options(), "-o", f"Port={type(self).port}"]
+    def options(self, **instead: str) -> list[str]:
+        return super().options(Port=str(type(self).port), **instead)
 
 
 @pytest.fixture
