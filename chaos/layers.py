@@ -17,7 +17,7 @@ from environments.model import Environment, Machine, Role
 from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
 from provisioning.database import PORT as SQL_PORT
 from provisioning.ndb import Ndb
-from provisioning.site import LABELS, VOLUME, site_pods
+from provisioning.site import LABELS, VOLUME
 from provisioning.ssh import Shell
 
 # PHP and nothing else: a page takes a core for 60 ms, and often asked would be the load that is to be measured. Without
@@ -51,7 +51,7 @@ check() {{
   read -r -t 4 line <&3 || {{ echo 'no answer within 4 s'; return 1; }}
   [[ $line == *' 200 '* ]] || {{ echo "$line"; return 1; }}
 }}
-address={address}
+find_address
 """
     + LOOP
 )
@@ -89,7 +89,6 @@ def questions(live: Live, facts: Facts, struck: Iterable[Machine]) -> probe.Plan
     asks.
     """
     environment, shell, cluster = live.session.environment, live.session.shell, live.cluster
-    addresses = {pod.spec.node_name: pod.status.pod_ip for pod in site_pods(cluster)}
     serving = [worker for worker in environment.with_role(Role.WORKER) if (facts.replicas or {}).get(worker.name)]
     spared = [worker for worker in serving if worker not in struck]
     return probe.Plan(
@@ -98,7 +97,7 @@ def questions(live: Live, facts: Facts, struck: Iterable[Machine]) -> probe.Plan
             *_kubernetes(environment, cluster),
             *_database(environment, live.ndb),
             probe.Port(layer="nfs", host=_address(environment, Role.NFS), port=NFS_PORT),
-            *(replica(environment, shell, worker, addresses.get(worker.name)) for worker in serving),
+            *(replica(environment, shell, worker) for worker in serving),
             *(_files_and_names(environment, shell, cluster, spared[0]) if spared else ()),
         )
     )
@@ -174,16 +173,11 @@ def _database(environment: Environment, ndb: Ndb) -> list[probe.Row | probe.Memb
     return [reading, *members]
 
 
-def replica(environment: Environment, shell: Shell, worker: Machine, address: str | None) -> probe.Spoken:
-    """The site's replica on a worker, asked on that worker: at `address`, and at its successor's after a failure."""
+def replica(environment: Environment, shell: Shell, worker: Machine) -> probe.Spoken:
+    """The site's replica on a worker, asked on that worker."""
     labels = " ".join(f"--label {key}={value}" for key, value in LABELS.items())
     script = REPLICA.format(
-        labels=labels,
-        path=PATH,
-        host=environment.wordpress.vip,
-        address=address or "",
-        otherwise="find_address;",
-        end="true",
+        labels=labels, path=PATH, host=environment.wordpress.vip, otherwise="find_address;", end="true"
     )
     return probe.Spoken(
         layer=f"pod/{worker.name}",
