@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import HistoryError, Probe, Recorder
 from chaos.lifeline import listen
-from chaos.priority import served_first
+from chaos.priority import served_first, session_served_first
 from chaos.sql import connected
 
 CHUNK = 4096
@@ -419,6 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos.probe", description=__doc__)
     parser.add_argument("file", type=Path, help="where the answers go; must not exist")
     file = parser.parse_args(arguments).file
+    session_served_first()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if not (told := listen(sys.stdin, stop)):

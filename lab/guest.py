@@ -371,6 +371,8 @@ class LxcDriver:
             except DeadlineExceeded as error:
                 self.stop(spec.vmid)
                 raise DriverError(f"guest {spec.vmid}: start failed: {error}; {_complaint(disk.lxc_log)}") from error
+            # Each is a machine: all of them together would else get what one session beside them gets.
+            self._cgroup.weigh(len(self._running))
 
     def stop(self, vmid: int) -> None:
         """Silence the cables, then kill: nobody on the network hears a goodbye."""

@@ -165,6 +165,16 @@ def test_a_clone_boots_as_a_machine_of_its_own(world: World) -> None:
     assert {interface.name for interface in world.drive("interfaces", 101)} == {"lo", "ens18", "ens19"}
 
 
+def test_machines_get_as_much_of_the_processors_as_so_many_sessions(world: World) -> None:
+    world.ensure(101)
+    world.ensure(102)
+    lab = Cgroup(world.paths.run.name)
+    share, ordinary = (lab.find("cpu.shares"), 1024) if lab.find("cpu.shares") else (lab.find("cpu.weight"), 100)
+    if share is None:
+        pytest.skip("this machine shares its processors by no control group")
+    assert int(share.read_text()) == 2 * ordinary
+
+
 def test_exit_code_output_and_input_of_a_command(world: World) -> None:
     world.ensure(101)
     done = world.drive("execute", 101, ["sh", "-c", "cat; echo no >&2; exit 3"], b"in")

@@ -56,6 +56,21 @@ def test_hierarchies_of_v1_v2_and_both() -> None:
     )
 
 
+@pytest.mark.parametrize(("file", "alone", "eleven"), [("cpu.shares", "1024", "11264"), ("cpu.weight", "100", "1100")])
+def test_a_group_counts_as_so_many(
+    file: str, alone: str, eleven: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.cgroup.hierarchies", lambda: (Hierarchy(tmp_path, frozenset()),))
+    group = Cgroup("haproof-x")
+    group.weigh(2)  # without a share of its own there is nothing to weigh
+    (tmp_path / group.name).mkdir()
+    group.weigh(2)
+    share = tmp_path / group.name / file
+    share.write_text(alone)
+    group.weigh(11)
+    assert share.read_text() == eleven
+
+
 def test_mounts_below_are_innermost_first_and_only_those() -> None:
     text = (
         "22 1 0:1 / / rw - ext4 /dev/vda rw\n"
