@@ -426,6 +426,27 @@ def test_a_revoked_token_ends_the_connector_with_its_reason(edge: LiveEdge, decl
         assert "the tunnel's token is not valid" in connector.stdout.read()
 
 
+def test_who_waits_for_the_origin_is_no_thread_of_the_connector(edge: LiveEdge, declared: Account) -> None:
+    """Of many that are answered at once, threads would all be late; see `lab.edge.connector.serve`."""
+    tunnel, visitors = tunnel_of(declared), 30
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=visitors) as origin,
+        edge.connector(declared.token(tunnel)) as connector,
+        ThreadPoolExecutor(visitors) as pool,
+    ):
+        origin.settimeout(20)
+        declared.set_ingress(tunnel, [(HOST, f"http://127.0.0.1:{origin.getsockname()[1]}"), ("", "http_status:404")])
+        answers = [pool.submit(edge.public.get, "/") for _ in range(visitors)]
+        waiting = [origin.accept()[0] for _ in range(visitors)]
+        threads = len(list(Path(f"/proc/{connector.pid}/task").iterdir()))
+        for one in waiting:
+            with one:
+                one.recv(65536)
+                one.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        assert {answer.result().status for answer in answers} == {204}
+    assert threads == 1
+
+
 def test_the_connector_says_what_it_is_and_asks_for_its_token() -> None:
     command = [sys.executable, "-m", "lab.edge.connector"]
     told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout

@@ -1,13 +1,13 @@
 """The connector: dials out to the edge and hands what comes through the tunnel to the origin.
 
-Has the command line of `cloudflared tunnel run`, and runs on a machine of the lab, with Debian's Python and its
-python3-websockets. It is not cloudflared, and says so.
+Has the command line of `cloudflared tunnel run`, and runs on a machine of the lab, with Debian's Python, its
+python3-websockets and python3-h11. It is not cloudflared, and says so.
 """
 
 import argparse
 import asyncio
+import contextlib
 import errno
-import http.client
 import itertools
 import json
 import logging
@@ -15,11 +15,11 @@ import os
 import random
 import ssl
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+import h11
 import websockets
 
 from . import ADDRESS, TUNNEL_PORT
@@ -30,11 +30,12 @@ UNAUTHORIZED = 4401
 # cloudflared's own: connectTimeout; after that the edge's patience counts. A request waits for no other.
 CONNECT_TIMEOUT_S, ORIGIN_TIMEOUT_S = 30, 90
 REQUESTS_MAX = 1000
+HEAD_MAX = 65536
 RETRY_S, RETRY_MAX_S = 0.5, 8.0
 SOURCE_PORTS = range(10_000, 32_768)  # below those that the kernel picks
 
 
-Answer = Callable[[int, bytes], None]
+Answer = Callable[[int, bytes], Awaitable[None]]
 
 
 def trusted() -> ssl.SSLContext:
@@ -45,64 +46,87 @@ def trusted() -> ssl.SSLContext:
     return context
 
 
-def connected(service: SplitResult, ports: Iterator[int]) -> http.client.HTTPConnection:
+async def connected(service: SplitResult, ports: Iterator[int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the origin from the next port that is free.
 
     cloudflared keeps connections and uses them again; here each request has its own. From a port that comes back within
     two minutes, one would be sent after an earlier one to a machine that is gone (see chaos.probe.source_ports).
     """
     for port in ports:
-        connection = http.client.HTTPConnection(
-            service.hostname or "", service.port or 80, timeout=CONNECT_TIMEOUT_S, source_address=("", port)
-        )
         try:
-            connection.connect()
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await asyncio.open_connection(service.hostname, service.port or 80, local_addr=("0.0.0.0", port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                continue
-            raise
-        connection.sock.settimeout(ORIGIN_TIMEOUT_S)
-        return connection
+            if error.errno != errno.EADDRINUSE:
+                raise
     raise OSError("no port is free")
 
 
-def ask(head: dict[str, Any], body: bytes, answer: Answer, ports: Iterator[int]) -> None:
-    """Ask the origin, in a thread of its own, and pass its answer on by `answer(kind, data)`."""
+async def asked(
+    head: dict[str, Any], body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> AsyncIterator[h11.Event]:
+    """Ask the origin; what it answers, event by event, to the end of it."""
+    origin = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
+    headers = [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in head["headers"]
+        if name.lower() != "content-length"
+    ]
+    if body or head["method"] in ("POST", "PUT", "PATCH"):
+        headers.append((b"Content-Length", str(len(body)).encode()))
+    said = [h11.Request(method=head["method"], target=head["path"], headers=headers), h11.EndOfMessage()]
+    if body:
+        said.insert(1, h11.Data(data=body))
+    writer.write(b"".join(origin.send(event) or b"" for event in said))
+    await writer.drain()
+    while True:
+        event = origin.next_event()
+        if event is h11.NEED_DATA:
+            async with asyncio.timeout(ORIGIN_TIMEOUT_S):
+                origin.receive_data(await reader.read(CHUNK))
+            continue
+        yield event
+        if isinstance(event, h11.EndOfMessage):
+            return
+
+
+async def ask(head: dict[str, Any], body: bytes, answer: Answer, ports: Iterator[int]) -> None:
+    """Ask the origin, and pass its answer on by `answer(kind, data)`."""
     service = urlsplit(head["service"])
-    connection: http.client.HTTPConnection | None = None
+    writer: asyncio.StreamWriter | None = None
     try:
-        connection = connected(service, ports)
-        connection.putrequest(head["method"], head["path"], skip_host=True, skip_accept_encoding=True)
-        for name, value in head["headers"]:
-            connection.putheader(name, value)
-        if body or head["method"] in ("POST", "PUT", "PATCH"):
-            connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body)
-        reply = connection.getresponse()
-        told = {"status": reply.status, "headers": passed_on(reply.getheaders())}
-        answer(HEAD, json.dumps(told).encode())
-        while data := reply.read1(CHUNK):
-            answer(DATA, data)
-        answer(END, b"")
-    except (OSError, http.client.HTTPException) as error:
+        reader, writer = await connected(service, ports)
+        async for event in asked(head, body, reader, writer):
+            if isinstance(event, h11.Response):
+                named = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
+                told = {"status": event.status_code, "headers": passed_on(named)}
+                await answer(HEAD, json.dumps(told).encode())
+            elif isinstance(event, h11.Data):
+                await answer(DATA, bytes(event.data))
+        await answer(END, b"")
+    except (TimeoutError, OSError, h11.ProtocolError) as error:
         logging.warning("the origin %s does not answer: %s", service.netloc, error)
-        answer(RESET, b"the origin does not answer")
+        await answer(RESET, b"the origin does not answer")
     finally:
-        if connection is not None:
-            connection.close()
+        if writer is not None:
+            writer.close()
 
 
 async def serve(socket: Any, ports: Iterator[int]) -> None:
     """Answer what comes through one connection, many requests at a time, until it ends."""
-    loop = asyncio.get_running_loop()
     requests: dict[int, tuple[dict[str, Any], bytearray]] = {}
-    pool = ThreadPoolExecutor(REQUESTS_MAX)
+    under_way: set[asyncio.Task[None]] = set()
+    free = asyncio.Semaphore(REQUESTS_MAX)
 
-    def answering(stream: int) -> Answer:
-        def answer(kind: int, data: bytes) -> None:
-            asyncio.run_coroutine_threadsafe(socket.send(pack(stream, kind, data)), loop).result()
+    async def handle(stream: int, head: dict[str, Any], body: bytes) -> None:
+        # All in one thread, in turns: of threads that want the interpreter at once, none would come to its end before
+        # nearly all do, and what has piled up while the origin was away would hold back what comes after it.
+        async def answer(kind: int, data: bytes) -> None:
+            await socket.send(pack(stream, kind, data))
 
-        return answer
+        with contextlib.suppress(websockets.ConnectionClosed):  # who asked has heard of it from the edge
+            async with free:
+                await ask(head, body, answer, ports)
 
     try:
         async for message in socket:
@@ -113,9 +137,12 @@ async def serve(socket: Any, ports: Iterator[int]) -> None:
                 requests[stream][1].extend(data)
             elif kind == END and stream in requests:
                 head, body = requests.pop(stream)
-                loop.run_in_executor(pool, ask, head, bytes(body), answering(stream), ports)
+                task = asyncio.create_task(handle(stream, head, bytes(body)))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
     finally:
-        pool.shutdown(wait=False)
+        for task in tuple(under_way):
+            task.cancel()
 
 
 async def run(token: str, edge: str) -> int:
@@ -128,7 +155,12 @@ async def run(token: str, edge: str) -> int:
     while True:
         try:
             async with websockets.connect(
-                f"wss://{edge}/tunnel", ssl=trusted(), max_size=None, ping_interval=3, ping_timeout=6
+                f"wss://{edge}/tunnel",
+                ssl=trusted(),
+                max_size=None,
+                compression=None,  # neither does cloudflared compress what the origin has not
+                ping_interval=3,
+                ping_timeout=6,
             ) as socket:
                 await socket.send(token)
                 logging.info("connected to the edge")

@@ -18,6 +18,6 @@ PACKAGE = Package(
         "usr/bin/cloudflared": PROGRAM,
         **{f"usr/lib/haproof/edge/{name}": (EDGE / name).read_text() for name in MODULES},
     },
-    depends=("python3", "python3-websockets"),
+    depends=("python3", "python3-h11", "python3-websockets"),
 )
 CLOUDFLARED = Repository("cloudflare/deb", (PACKAGE,), "cloudflare-packages", (SigningKey(),))

@@ -31,7 +31,9 @@ PACKAGES = (
     "openssl",
     "procps",
     "python3-fusepy",
-    "python3-websockets",  # of the emulated cloudflared: Cloudflare's own needs no package either
+    # Of the emulated cloudflared: Cloudflare's own needs no package either.
+    "python3-h11",
+    "python3-websockets",
     "sudo",
     "systemd",
     "systemd-sysv",
