@@ -23,10 +23,10 @@ def served_first() -> None:
 
 
 def session_served_first() -> None:
-    """Let the other threads of this process come before other sessions too, where it leads one and that is permitted.
+    """Let all of this process come before other sessions, where it leads one and that is permitted.
 
-    Threads that ask hold the interpreter's lock in turns with those that read what was answered and write it down: one
-    of these that waits for a processor while it holds the lock would keep all the askers waiting.
+    What records how long others take is not to be late by its own machine's doing. And a thread that may wait for a
+    processor while it holds the interpreter's lock would keep those waiting that are served first.
     """
     if sys.platform == "linux" and os.getsid(0) == os.getpid():
         with suppress(OSError):

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chaos.history import HistoryError, Recorder, Write
 from chaos.lifeline import listen
+from chaos.priority import session_served_first
 from chaos.sql import connected
 from provisioning.wordpress import WordPress, png
 
@@ -215,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos.workload", description=__doc__)
     parser.add_argument("file", type=Path, help="the ledger; must not exist")
     file = parser.parse_args(arguments).file
+    session_served_first()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if not (told := listen(sys.stdin, stop)):

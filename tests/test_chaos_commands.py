@@ -21,10 +21,11 @@ from chaos.history import FILE, History, Recorder
 from chaos.journal import Journal, Wound
 from chaos.judgement import judge
 from chaos.lifeline import Lost, helper
+from chaos.priority import session_served_first
 from chaos.probe import Plan, Port
 from chaos.workload import Login, Rows
 from chaos.workload import Plan as Writing
-from provisioning.poll import DeadlineExceeded
+from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.session import Session
 from provisioning.state import State
 from tests.test_chaos_fault import ENVIRONMENT, FACTS
@@ -175,6 +176,27 @@ def test_a_recording_process_that_is_told_nothing_ends_in_good_order(module: str
     with helper(module, tmp_path / "f.jsonl") as loading:
         assert os.getpgid(loading.process.pid) != os.getpgid(0), "a Ctrl-C would break off what it loads"
     assert not (tmp_path / "f.jsonl").exists()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not Path("/proc/self/autogroup").exists(),
+    reason="sessions are not groups here, or may not be put first",
+)
+@pytest.mark.parametrize("module", ["chaos.probe", "chaos.workload"])
+def test_who_records_comes_before_other_sessions(module: str, tmp_path: Path) -> None:
+    """And of a session that is another's, as a test's, nothing is changed."""
+    own = Path("/proc/self/autogroup").read_text()
+    with helper(module, tmp_path / "f.jsonl") as loading:
+        group = Path(f"/proc/{loading.process.pid}/autogroup")
+
+        def before_others() -> bool:
+            if not (read := group.read_text()).endswith(" nice -10\n"):
+                raise NotYet(read)
+            return True
+
+        poll("its session's niceness", before_others, timeout_s=30, interval_s=0.05)
+    session_served_first()
+    assert Path("/proc/self/autogroup").read_text() == own
 
 
 PLANS = {

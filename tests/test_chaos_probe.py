@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from chaos.history import Header, History, Probe, parse
-from chaos.priority import session_served_first
 from chaos.probe import PORTS_PER_S, SOURCE_PORTS, Member, Page, Plan, Port, Row, Spoken, ask_one, source_ports
 from provisioning.poll import NotYet, poll
 from tests.served import served
@@ -94,7 +93,7 @@ def test_a_server_that_falls_silent_while_it_shakes_hands_holds_nobody_up(struck
 def asking(plan: Plan, folder: Path) -> Iterator["subprocess.Popen[str]"]:
     """The process at work."""
     command = [sys.executable, "-m", "chaos.probe", str(folder / "probes.jsonl")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdin
         process.stdin.write(plan.model_dump_json() + "\n")
         process.stdin.flush()
@@ -167,26 +166,6 @@ def test_who_asks_waits_for_no_processor_and_what_asks_for_it_is_ordinary(port: 
         children = Path(f"/proc/{process.pid}/task")
         spoken = [int(pid) for task in children.iterdir() for pid in (task / "children").read_text().split()]
         assert [policy for pid in spoken for policy in policies(pid)] == [os.SCHED_OTHER]
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0 or not Path("/proc/self/autogroup").exists(),
-    reason="sessions are not groups here, or may not be put first",
-)
-def test_who_writes_down_what_was_answered_comes_before_other_sessions(port: int, tmp_path: Path) -> None:
-    """And of a session that is another's, as a test's, nothing is changed."""
-    own = Path("/proc/self/autogroup").read_text()
-    with asking(Plan(questions=(Page(layer="page", host="127.0.0.1", port=port),)), tmp_path) as process:
-        group = Path(f"/proc/{process.pid}/autogroup")
-
-        def before_others() -> bool:
-            if not (read := group.read_text()).endswith(" nice -10\n"):
-                raise NotYet(read)
-            return True
-
-        poll("its session's niceness", before_others, timeout_s=30, interval_s=0.05)
-    session_served_first()
-    assert Path("/proc/self/autogroup").read_text() == own
 
 
 def test_the_process_ends_with_the_drill_that_started_it(port: int, tmp_path: Path) -> None:
