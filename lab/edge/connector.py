@@ -65,7 +65,7 @@ async def connected(service: SplitResult, ports: Iterator[int]) -> tuple[asyncio
 async def asked(
     head: dict[str, Any], body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> AsyncIterator[h11.Event]:
-    """Ask the origin; what it answers, event by event, to the end of it."""
+    """Ask the origin; what it answers, event by event, to the end of it; raises OSError and h11.ProtocolError."""
     origin = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
     headers = [
         (name.encode("latin-1"), value.encode("latin-1"))
@@ -81,13 +81,15 @@ async def asked(
     await writer.drain()
     while True:
         event = origin.next_event()
-        if event is h11.NEED_DATA:
+        if isinstance(event, h11.Event):
+            yield event
+            if isinstance(event, h11.EndOfMessage):
+                return
+        elif event is h11.NEED_DATA:
             async with asyncio.timeout(ORIGIN_TIMEOUT_S):
                 origin.receive_data(await reader.read(CHUNK))
-            continue
-        yield event
-        if isinstance(event, h11.EndOfMessage):
-            return
+        else:
+            raise h11.RemoteProtocolError("it would go on in another protocol")
 
 
 async def ask(head: dict[str, Any], body: bytes, answer: Answer, ports: Iterator[int]) -> None:

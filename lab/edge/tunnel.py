@@ -88,7 +88,8 @@ class Tunnels:
         try:
             while self._tunnel_of(token) is not None:
                 try:
-                    message = await asyncio.wait_for(socket.receive_bytes(), BEAT_S)
+                    async with asyncio.timeout(BEAT_S):  # wait_for would make a task of every message
+                        message = await socket.receive_bytes()
                 except TimeoutError:
                     continue  # nothing to say; but the tunnel may have been deleted meanwhile
                 stream, kind, data = unpack(message)
@@ -121,7 +122,8 @@ class Tunnels:
             async for chunk in body:
                 await connection.send(pack(stream, DATA, chunk))
             await connection.send(pack(stream, END))
-            kind, data = await asyncio.wait_for(queue.get(), ANSWER_TIMEOUT_S)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                kind, data = await queue.get()
         except (WebSocketDisconnect, RuntimeError) as error:
             del connection.streams[stream]
             raise NoConnector("the connector has gone") from error
