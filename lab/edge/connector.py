@@ -74,18 +74,17 @@ async def asked(
     ]
     if body or head["method"] in ("POST", "PUT", "PATCH"):
         headers.append((b"Content-Length", str(len(body)).encode()))
-    said = [h11.Request(method=head["method"], target=head["path"], headers=headers), h11.EndOfMessage()]
-    if body:
-        said.insert(1, h11.Data(data=body))
-    writer.write(b"".join(origin.send(event) or b"" for event in said))
+    request = h11.Request(method=head["method"], target=head["path"], headers=headers)
+    for event in (request, h11.Data(data=body), h11.EndOfMessage()):
+        writer.write(origin.send(event) or b"")
     await writer.drain()
     while True:
-        event = origin.next_event()
-        if isinstance(event, h11.Event):
-            yield event
-            if isinstance(event, h11.EndOfMessage):
+        told = origin.next_event()
+        if isinstance(told, h11.Event):
+            yield told
+            if isinstance(told, h11.EndOfMessage):
                 return
-        elif event is h11.NEED_DATA:
+        elif told is h11.NEED_DATA:
             async with asyncio.timeout(ORIGIN_TIMEOUT_S):
                 origin.receive_data(await reader.read(CHUNK))
         else:
@@ -106,7 +105,7 @@ async def ask(head: dict[str, Any], body: bytes, answer: Answer, ports: Iterator
             elif isinstance(event, h11.Data):
                 await answer(DATA, bytes(event.data))
         await answer(END, b"")
-    except (TimeoutError, OSError, h11.ProtocolError) as error:
+    except (OSError, h11.ProtocolError) as error:
         logging.warning("the origin %s does not answer: %s", service.netloc, error)
         await answer(RESET, b"the origin does not answer")
     finally:
