@@ -8,7 +8,7 @@ question is tried, does not move its ends.
 import statistics
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from chaos.history import Aborted, Event, History, Probe, Write
@@ -85,17 +85,17 @@ def outages(layer: str, probes: Iterable[Probe], ruler: Ruler, until_s: float) -
     """
     asked = sorted(probes, key=lambda probe: probe.intended_s)
     gaps = list(_total(layer, asked, ruler, until_s))
-    long = [gap for gap in gaps if gap.length_s(until_s) >= ROW * ruler.interval_s]
-    failed = [probe for probe in asked if not probe.ok and not any(_meets(probe, gap, until_s) for gap in long)]
-    found = list(long)
+    found = [gap for gap in gaps if gap.length_s(until_s) >= ROW * ruler.interval_s]
+    short = [gap for gap in gaps if gap not in found]
+    failed = [probe for probe in asked if not probe.ok and not any(_asked_in(gap, probe, ruler) for gap in found)]
     for episode in _episodes(failed):
-        alone = next((gap for gap in gaps if all(_meets(probe, gap, until_s) for probe in episode)), None)
+        alone = next((gap for gap in short if _alone(gap, episode, ruler)), None)
         if alone is None:
             found.append(_partial(layer, asked, episode, ruler))
         elif alone not in found:  # questions that are tried for long make several episodes of one gap
             found.append(alone)
     # Answers that were held back, and came in the end: nobody failed.
-    found += [gap for gap in gaps if gap not in long and not any(_meets(probe, gap, until_s) for probe in failed)]
+    found += [gap for gap in short if not any(_asked_in(gap, probe, ruler) for probe in failed)]
     return sorted(found, key=lambda outage: outage.began_s)
 
 
@@ -109,18 +109,34 @@ def _total(layer: str, asked: Sequence[Probe], ruler: Ruler, until_s: float) -> 
         # Completions lie anywhere within an interval, and the first one afterwards took its time.
         began_s = before_s + ruler.interval_s / 2
         ended_s = None if after_s > until_s else after_s - ruler.interval_s / 2 - ruler.latency_median_s
-        meanwhile = [p for p in asked if before_s <= p.intended_s < after_s - ruler.latency_median_s]
-        yield Outage(
-            layer,
-            began_s,
-            ended_s,
-            ruler.interval_s,
-            total=True,
-            asked=len(meanwhile),
-            failed=sum(not p.ok for p in meanwhile),
-            errors=_kinds(meanwhile),
-            late=any(p.started_s - p.intended_s > LATE_SHARE * (after_s - before_s) for p in meanwhile),
+        gap = Outage(layer, began_s, ended_s, ruler.interval_s, total=True, asked=0, failed=0, errors=())
+        answered = [p for p in asked if p.ok and before_s <= p.intended_s < after_s - ruler.latency_median_s]
+        failed = [p for p in asked if not p.ok and _asked_in(gap, p, ruler)]
+        yield replace(
+            gap,
+            asked=len(answered) + len(failed),
+            failed=len(failed),
+            errors=_kinds(failed),
+            late=any(p.started_s - p.intended_s > LATE_SHARE * (after_s - before_s) for p in [*answered, *failed]),
         )
+
+
+def _asked_in(gap: Outage, probe: Probe, ruler: Ruler) -> bool:
+    """Whether it was asked in that gap, or under way when it began; one that is tried for longer failed before it."""
+    slack_s = gap.error_s + ruler.latency_max_s
+    return gap.began_s - slack_s <= probe.intended_s and (
+        gap.ended_s is None or probe.intended_s <= gap.ended_s + gap.error_s
+    )
+
+
+def _alone(gap: Outage, episode: Sequence[Probe], ruler: Ruler) -> bool:
+    """Whether a short gap is all that those failures are: asked in it, and over in it, unless nobody else was answered.
+
+    Who is still tried while others are answered again fails among others; the last that was asked may end the gap.
+    """
+    own = all(_asked_in(gap, probe, ruler) for probe in episode)
+    over = gap.ended_s is None or all(probe.ended_s <= gap.ended_s + gap.error_s for probe in episode)
+    return own and (over or gap.asked - gap.failed <= 1)
 
 
 def _episodes(failed: Sequence[Probe]) -> list[list[Probe]]:
@@ -147,11 +163,6 @@ def _partial(layer: str, asked: Sequence[Probe], episode: Sequence[Probe], ruler
         failed=len(episode),
         errors=_kinds(episode),
     )
-
-
-def _meets(probe: Probe, outage: Outage, until_s: float) -> bool:
-    ended_s = until_s if outage.ended_s is None else outage.ended_s
-    return probe.intended_s <= ended_s + outage.error_s and probe.ended_s >= outage.began_s - outage.error_s
 
 
 def _kinds(probes: Iterable[Probe]) -> tuple[tuple[str, int], ...]:

@@ -118,6 +118,44 @@ def test_a_short_outage_is_one_where_nobody_else_failed(layer: Layer) -> None:
     assert found[0].length_s(LAST_S) == pytest.approx(0.3, abs=INTERVAL_S + 0.013)
 
 
+def among_others(failing_s: list[float], slow: tuple[float, float], until_s: float) -> list[Probe]:
+    """One replica of several answers none of those that it is asked; what others are asked meanwhile waits."""
+    return [
+        probe.model_copy(update={"error": "TimeoutError", "ended_s": probe.intended_s + TIMEOUT_S})
+        if any(probe.intended_s == pytest.approx(at_s) for at_s in failing_s)
+        else probe.model_copy(update={"ended_s": max(probe.ended_s, until_s)})
+        if slow[0] <= probe.intended_s < slow[1]
+        else probe
+        for probe in asked(refuses, [])
+    ]
+
+
+def test_who_is_still_tried_while_others_are_answered_fails_among_others() -> None:
+    """Seen as the address moved: a few answers came 0.2 s late, and passed for an outage of all."""
+    (found,) = measured(among_others([20.0, 20.05, 20.15, 20.3, 20.6, 21.05, 21.1, 21.15], (21.0, 21.2), 21.2))
+    assert (found.total, found.failed) == (False, 8)
+    assert found.length_s(LAST_S) == pytest.approx(1.2)
+
+
+def test_a_failure_is_not_hidden_by_answers_that_were_held_back_while_it_was_tried() -> None:
+    """Its time-out ends in a gap, in which nobody who was asked failed."""
+    found = measured(among_others([20.0, 20.05, 20.15], (21.9, 22.6), 22.6))
+    assert [(outage.total, outage.failed) for outage in found] == [(False, 3), (True, 0)]
+
+
+def test_what_an_outage_cut_off_counts_as_its_own() -> None:
+    """What was under way when it began had been asked before."""
+    probes = [
+        probe.model_copy(update={"error": "ConnectionResetError", "ended_s": 20.0})
+        if probe.intended_s == 20.0
+        else probe.model_copy(update={"ended_s": max(probe.ended_s, 20.4)})
+        if 20.0 < probe.intended_s < 20.4
+        else probe
+        for probe in asked(refuses, [])
+    ]
+    assert [(outage.total, outage.failed) for outage in measured(probes)] == [(True, 1)]
+
+
 def test_a_gap_that_several_questions_in_a_row_met_is_one() -> None:
     """A writer who waits: each of three posts fails after 3 s, further apart than what is one episode."""
     posts = [
