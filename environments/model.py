@@ -122,6 +122,8 @@ class Machine(Section):
     vmid: Annotated[int, Field(ge=100, le=999_999_999)]
     role: Role
     cores: Annotated[int, Field(ge=1)] = 4
+    # Against those of the host's other machines, where processors are short; Proxmox VE's own default is 100.
+    cpu_units: Annotated[int, Field(ge=1, le=10_000)] | None = None
     memory_mib: Annotated[int, Field(ge=256)] = 4096
     disk_gib: Annotated[int, Field(ge=2)] = 20
     addresses: Annotated[dict[str, IPv4Address], Field(min_length=1)]

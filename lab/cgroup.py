@@ -107,15 +107,15 @@ class Cgroup:
         what = f"cgroup {self.name} {'frozen' if frozen else 'thawed'}"
         poll(what, lambda: self.is_frozen() == frozen, timeout_s=10, interval_s=0.01)
 
-    def weigh(self, groups: int) -> None:
-        """Have it count as that many ordinary groups where processors are shared out; nothing where it has no share.
+    def weigh(self, cpu_units: int) -> None:
+        """Set how much it counts where processors are shared out, 100 as an ordinary group; nothing without a share.
 
         An ordinary group has cpu.shares 1024 (v1, sched-design-CFS) or cpu.weight 100 of at most 10000 (v2).
         """
         if shares := self.find("cpu.shares"):
-            shares.write_text(str(groups * 1024))
+            shares.write_text(str(cpu_units * 1024 // 100))
         elif weight := self.find("cpu.weight"):
-            weight.write_text(str(min(groups * 100, 10_000)))
+            weight.write_text(str(min(cpu_units, 10_000)))
 
     def kill(self, timeout_s: float = 30) -> frozenset[int]:
         """Kill every member except the caller and wait until they are gone; returns whom it killed.

@@ -22,12 +22,16 @@ class Nic:
 
 @dataclass(frozen=True)
 class GuestSpec:
-    """What a guest is started with; `name` becomes the host name, `authorized_keys` go to `user`."""
+    """What a guest is started with; `name` becomes the host name, `authorized_keys` go to `user`.
+
+    `cpu_units` is its weight among guests that want more processors than there are: 100 is an ordinary one's.
+    """
 
     vmid: int
     name: str
     cores: int
     memory_mib: int
+    cpu_units: int = 100
     nics: tuple[Nic, ...] = ()
     user: str = "debian"
     authorized_keys: tuple[str, ...] = ()
@@ -99,6 +103,9 @@ class Driver(Protocol):
 
     def set_memory(self, vmid: int, memory_mib: int) -> None:
         """Change the memory limit of a running guest."""
+
+    def set_cpu_units(self, vmid: int, cpu_units: int) -> None:
+        """Change the weight of a running guest."""
 
     def status(self, vmid: int) -> GuestStatus:
         """Read the guest's power state and use of resources."""

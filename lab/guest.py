@@ -139,10 +139,12 @@ def render_config(spec: GuestSpec, home: "Disk", root: Path, *, cgroup: Cgroup, 
     quota_us = spec.cores * 100_000
     if unified:
         lines.append(f"lxc.cgroup2.memory.max = {memory_bytes}")
+        lines.append(f"lxc.cgroup2.cpu.weight = {spec.cpu_units}")
         if spec.cores < cores:
             lines.append(f"lxc.cgroup2.cpu.max = {quota_us} 100000")
     else:
         lines.append(f"lxc.cgroup.memory.limit_in_bytes = {memory_bytes}")
+        lines.append(f"lxc.cgroup.cpu.shares = {spec.cpu_units * 1024 // 100}")
         if spec.cores < cores:
             lines.append(f"lxc.cgroup.cpu.cfs_quota_us = {quota_us}")
     for directory in PLAIN_DIRECTORIES:
@@ -372,7 +374,7 @@ class LxcDriver:
                 self.stop(spec.vmid)
                 raise DriverError(f"guest {spec.vmid}: start failed: {error}; {_complaint(disk.lxc_log)}") from error
             # Each is a machine: all of them together would else get what one session beside them gets.
-            self._cgroup.weigh(len(self._running))
+            self._cgroup.weigh(100 * len(self._running))
 
     def stop(self, vmid: int) -> None:
         """Silence the cables, then kill: nobody on the network hears a goodbye."""
@@ -448,6 +450,11 @@ class LxcDriver:
             limit.write_text(str(memory_mib * 2**20))
         except OSError as error:
             raise DriverError(f"guest {vmid}: change of memory to {memory_mib} MiB failed: {error}") from error
+
+    def set_cpu_units(self, vmid: int, cpu_units: int) -> None:
+        """Write the cgroup's weight."""
+        self._require_running(vmid, "change of weight")
+        self._cgroup.child(str(vmid)).weigh(cpu_units)
 
     # -- questions
 

@@ -254,6 +254,8 @@ class Hypervisor:
                 self._driver.set_link(vmid, index, up)
             if change.memory_mib is not None:
                 self._driver.set_memory(vmid, change.memory_mib)
+            if change.cpu_units is not None:
+                self._driver.set_cpu_units(vmid, change.cpu_units)
             self.inventory.put(change.machine)
 
     def configure_task(

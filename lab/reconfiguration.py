@@ -13,7 +13,7 @@ from lab.inventory import Machine
 from lab.refusal import invalid
 from lab.vmconfig import Drive, Net, Value
 
-AT_ONCE = frozenset(["agent", "description", "hotplug", "name", "onboot", "protection", "startup", "tags"])
+AT_ONCE = frozenset(["agent", "cpuunits", "description", "hotplug", "name", "onboot", "protection", "startup", "tags"])
 OPTIONS = AT_ONCE | frozenset(
     [
         "acpi",
@@ -28,7 +28,6 @@ OPTIONS = AT_ONCE | frozenset(
         "cores",
         "cpu",
         "cpulimit",
-        "cpuunits",
         "kvm",
         "machine",
         "memory",
@@ -53,11 +52,12 @@ INDEXED_OPTION = re.compile(rf"(?:net|ipconfig|serial|unused)\d+|{vmconfig.DRIVE
 
 @dataclass(frozen=True)
 class Change:
-    """The VM afterwards, and what to do to the running guest: cables by NIC index, memory in MiB."""
+    """The VM afterwards, and what to do to the running guest: cables by NIC index, memory in MiB, its weight."""
 
     machine: Machine
     links_up: Mapping[int, bool] = field(default_factory=dict)
     memory_mib: int | None = None
+    cpu_units: int | None = None
 
 
 def check(machine: Machine, updates: Mapping[str, Value], deletes: Collection[str]) -> None:
@@ -103,7 +103,13 @@ def plan(machine: Machine, updates: Mapping[str, Value], deletes: Collection[str
             memory_mib = vmconfig.memory_mib(config)
         elif config.get(key) != value:
             pending[key] = value
-    return Change(replace(machine, config=config, pending=pending), links_up, memory_mib)
+    weighed = running and "cpuunits" in {*updates, *deletes}
+    return Change(
+        replace(machine, config=config, pending=pending),
+        links_up,
+        memory_mib,
+        vmconfig.cpu_units(config) if weighed else None,
+    )
 
 
 def _same_card(key: str, old: Value | None, new: Value) -> int | None:

@@ -261,6 +261,11 @@ def cores(config: Config) -> int:
     return int(config.get("cores", 1)) * int(config.get("sockets", 1))
 
 
+def cpu_units(config: Config) -> int:
+    """The weight among other machines, 100 by itself; no more than control groups take (cpu.weight), as in PVE."""
+    return min(int(config.get("cpuunits", 100)), 10_000)
+
+
 def agent_enabled(config: Config) -> bool:
     """Whether the guest agent is switched on."""
     return is_true(split_properties(str(config.get("agent", "0")), "enabled").get("enabled", "0"))
@@ -307,6 +312,7 @@ def guest_spec(vmid: int, config: Config) -> GuestSpec:
         name=str(config.get("name") or f"vm{vmid}").partition(".")[0],
         cores=cores(config),
         memory_mib=memory_mib(config),
+        cpu_units=cpu_units(config),
         nics=tuple(nics),
         user=str(config.get("ciuser", "debian")),
         authorized_keys=tuple(key.strip() for key in keys if key.strip()),

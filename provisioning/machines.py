@@ -56,6 +56,7 @@ def desired_config(environment: Environment, machine: Machine, public_key: str) 
     config = {
         "cores": str(machine.cores),
         "memory": str(machine.memory_mib),
+        **({"cpuunits": str(machine.cpu_units)} if machine.cpu_units else {}),
         "onboot": "1",
         "agent": "1",
         "tags": environment.tag,
@@ -278,7 +279,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class MachinesShaped:
-    """Every machine has the declared cores, memory, disk, networks and cloud-init settings."""
+    """Every machine has the declared cores and their weight, memory, disk, networks and cloud-init settings."""
 
     context: Machines
     name: str = "machines shaped"

@@ -18,6 +18,7 @@ from provisioning.ssh import Unreachable
 from steps.complaints import none_of, unless
 from steps.guests import Guests, addresses_by_mac
 
+CPU_UNITS = 100  # qm(1), cpuunits, where control groups are of version 2, as in Proxmox VE since 7.0
 NO_ANSWER = re.compile(r"timed? ?out|no route|unreachable", re.IGNORECASE)
 # Whether anything answers at an address, be it by refusing: bash opens the connection and says why it could not.
 CALLS = """\
@@ -60,12 +61,14 @@ def existence(machine: Machine, vms: Mapping[int, Vm]) -> list[str]:
 
 
 def shape(machine: Machine, config: Mapping[str, Any]) -> list[str]:
-    """What of the declared cores and memory the machine is not given. Pure; absent keys are Proxmox's defaults."""
+    """What of its cores, weight and memory a machine is not given. Pure; absent keys are Proxmox's defaults."""
     cores = int(config.get("cores", 1)) * int(config.get("sockets", 1))
     memory_mib = int(config.get("memory", 512))
+    units = int(config.get("cpuunits", CPU_UNITS))
     return [
         *unless(cores == machine.cores, f"expected {machine.cores} cores, found {cores}"),
         *unless(memory_mib == machine.memory_mib, f"expected {machine.memory_mib} MiB, found {memory_mib}"),
+        *unless(machine.cpu_units in (None, units), f"expected {machine.cpu_units} CPU units, found {units}"),
     ]
 
 
@@ -171,7 +174,7 @@ def each_runs(machines: tuple[Machine, ...], hypervisor: Hypervisor) -> None:
     none_of({machine.name: existence(machine, vms) for machine in machines})
 
 
-@then("each of them is given its declared cores and memory")
+@then("each of them is given its declared cores, weight and memory")
 def each_has_its_shape(machines: tuple[Machine, ...], hypervisor: Hypervisor) -> None:
     """By its configuration; what the guest makes of it is another question."""
     none_of({machine.name: shape(machine, hypervisor.config(machine.vmid)) for machine in machines})

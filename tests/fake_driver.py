@@ -20,6 +20,7 @@ class FakeDriver:
         self.states: dict[int, PowerState] = {}
         self.links: dict[tuple[int, int], bool] = {}
         self.memory_mib: dict[int, int] = {}
+        self.cpu_units: dict[int, int] = {}
         self.calls: list[tuple[str, int]] = []
         self.failures: dict[str, str] = {}
         self.simultaneous_clones = 0
@@ -100,6 +101,10 @@ class FakeDriver:
     def set_memory(self, vmid: int, memory_mib: int) -> None:
         self._enter("set_memory", vmid)
         self.memory_mib[vmid] = memory_mib
+
+    def set_cpu_units(self, vmid: int, cpu_units: int) -> None:
+        self._enter("set_cpu_units", vmid)
+        self.cpu_units[vmid] = cpu_units
 
     def status(self, vmid: int) -> GuestStatus:
         state = self.states.get(vmid, "stopped")

@@ -415,6 +415,14 @@ def test_the_shape_of_a_machine_counts_sockets() -> None:
     assert machines.shape(machine, {}) == ["expected 4 cores, found 1", "expected 4096 MiB, found 512"]
 
 
+def test_the_shape_of_a_machine_has_the_weight_that_was_declared() -> None:
+    machine = load(find("lab")).machine("srv-nfs01")
+    config = {"cores": 4, "memory": "4096"}
+    assert machines.shape(machine, {**config, "cpuunits": "400"}) == []
+    assert machines.shape(machine, config) == ["expected 400 CPU units, found 100"]
+    assert machines.shape(machine.model_copy(update={"cpu_units": None}), {**config, "cpuunits": 7}) == []
+
+
 @pytest.mark.parametrize(
     ("options", "given_up_s"),
     [("ndots:5", 20), ("timeout:1 attempts:2 ndots:1", 4), ("ndots:1 attempts:3 timeout:1", 6), ("", 20)],

@@ -273,6 +273,7 @@ def test_a_guest_starts_as_its_configuration_says(lab: LabClient) -> None:
         cores=2,
         sockets=2,
         memory=4096,
+        cpuunits=400,
         ciuser="admin",
         sshkeys=quote(KEYS, safe=""),
         nameserver="172.31.0.1 172.31.0.2",
@@ -282,6 +283,7 @@ def test_a_guest_starts_as_its_configuration_says(lab: LabClient) -> None:
     )
     spec = lab.driver.specs[101]
     assert (spec.name, spec.cores, spec.memory_mib, spec.user) == ("vm101", 4, 4096, "admin")
+    assert spec.cpu_units == 400
     assert spec.authorized_keys == ("ssh-ed25519 AAAA it's me", "ssh-rsa BBBB other+key")
     assert spec.nameserver == "172.31.0.1"
     first, second = spec.nics
@@ -411,6 +413,19 @@ def test_memory_and_cores_wait_for_the_next_start(lab: LabClient) -> None:
     assert lab.task("POST", f"{QEMU}/101/status/reboot") == "OK"
     assert (lab.driver.specs[101].memory_mib, lab.driver.specs[101].cores) == (2048, 1)
     assert all(item.keys() == {"key", "value"} for item in lab.call("GET", f"{QEMU}/101/pending"))
+
+
+def test_weight_changes_at_once(lab: LabClient) -> None:
+    lab.make_vm(101, start=True)
+    lab.call("PUT", f"{QEMU}/101/config", cpuunits=400)
+    assert (lab.driver.cpu_units, lab.config(101, current=1)["cpuunits"]) == ({101: 400}, 400)
+    lab.call("PUT", f"{QEMU}/101/config", delete="cpuunits")
+    assert lab.driver.cpu_units == {101: 100}
+    lab.task("POST", f"{QEMU}/101/status/stop")
+    lab.call("PUT", f"{QEMU}/101/config", cpuunits=262_144)
+    assert lab.driver.cpu_units == {101: 100}
+    lab.task("POST", f"{QEMU}/101/status/start")
+    assert lab.driver.specs[101].cpu_units == 10_000
 
 
 def test_memory_changes_at_once_where_hotplug_says_so(lab: LabClient) -> None:

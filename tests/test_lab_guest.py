@@ -175,6 +175,19 @@ def test_machines_get_as_much_of_the_processors_as_so_many_sessions(world: World
     assert int(share.read_text()) == 2 * ordinary
 
 
+def test_a_machine_weighs_what_its_configuration_says(world: World) -> None:
+    world.ensure(101)
+    world.drive("stop", 101)
+    world.ensure(101, cpu_units=400)
+    own = Cgroup(world.paths.run.name).child("101")
+    share, ordinary = (own.find("cpu.shares"), 1024) if own.find("cpu.shares") else (own.find("cpu.weight"), 100)
+    if share is None:
+        pytest.skip("this machine shares its processors by no control group")
+    assert int(share.read_text()) == 4 * ordinary
+    world.drive("set_cpu_units", 101, 50)
+    assert int(share.read_text()) == ordinary // 2
+
+
 def test_exit_code_output_and_input_of_a_command(world: World) -> None:
     world.ensure(101)
     done = world.drive("execute", 101, ["sh", "-c", "cat; echo no >&2; exit 3"], b"in")

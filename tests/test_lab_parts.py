@@ -21,6 +21,7 @@ SPEC = GuestSpec(
     name="srvk8s-master01",
     cores=4,
     memory_mib=4096,
+    cpu_units=400,
     nics=(
         Nic(0, "vmbr1", "02:00:00:00:00:01", IPv4Interface("172.31.0.21/24"), IPv4Address("172.31.0.1")),
         Nic(1, "vmbr2", "02:00:00:00:00:02"),
@@ -62,12 +63,12 @@ def test_a_group_counts_as_so_many(
 ) -> None:
     monkeypatch.setattr("lab.cgroup.hierarchies", lambda: (Hierarchy(tmp_path, frozenset()),))
     group = Cgroup("haproof-x")
-    group.weigh(2)  # without a share of its own there is nothing to weigh
+    group.weigh(200)  # without a share of its own there is nothing to weigh
     (tmp_path / group.name).mkdir()
-    group.weigh(2)
+    group.weigh(200)
     share = tmp_path / group.name / file
     share.write_text(alone)
-    group.weigh(11)
+    group.weigh(1100)
     assert share.read_text() == eleven
 
 
@@ -159,6 +160,7 @@ def test_config_holds_limits_cards_and_nothing_dropped(tmp_path: Path) -> None:
         settings.get("lxc.cgroup.memory.limit_in_bytes"),
         settings.get("lxc.cgroup2.memory.max"),
     )
+    assert ("lxc.cgroup.cpu.shares", "4096") in settings.items() or settings["lxc.cgroup2.cpu.weight"] == "400"
     assert settings["lxc.net.0.veth.pair"] == "v101i0"
     assert settings["lxc.net.0.ipv4.gateway"] == "172.31.0.1"
     assert settings["lxc.net.1.name"] == "ens19"

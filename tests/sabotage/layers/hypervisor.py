@@ -103,6 +103,7 @@ def routed(stage: Stage) -> Iterator[None]:
 
 LIES = (
     Lie("wrong-cores", LAYER, ("P13",), "expected 4 cores, found 2", configured(Role.TUNNEL, cores="2")),
+    Lie("wrong-weight", LAYER, ("P13",), "expected 400 CPU units, found 200", configured(Role.TUNNEL, cpuunits="200")),
     Lie("wrong-memory", LAYER, ("P13",), "expected 4096 MiB, found 2048", configured(Role.TUNNEL, memory="2048")),
     Lie("not-started-at-boot", LAYER, ("P12",), "expected onboot 1, found 0", configured(Role.TUNNEL, onboot="0")),
     Lie("untagged", LAYER, ("P13",), "expected the tag", configured(Role.TUNNEL, tags="other")),
