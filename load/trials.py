@@ -12,6 +12,9 @@ from load.found import Searched, Trial
 from load.objective import Summary
 from load.record import Sample, read
 
+# So many in a row at one rate are no accident.
+VOID_MAX = 3
+
 
 class Void(Exception):
     """A trial says nothing of the site; the message says why."""
@@ -39,11 +42,7 @@ class Trials:
         whole = False
 
         def measure(rate: float) -> str:
-            self._count += 1
-            name = f"{self._count:02d}"
-            said = self.generate(condition, rate, self._count, self.folder / name)
-            if said.void:
-                raise Void(f"trial {name} is void: {said.void}")
+            name, said = self._valid(condition, rate)
             missed = said.misses(self.wanted)
             self.say(f"{condition}: {rate:6.1f} visitors a second: {missed or 'held'}")
             trials.append(_trial(rate, said, missed, name))
@@ -56,6 +55,25 @@ class Trials:
         finally:
             if trials:
                 self.searched.append(self._kept(condition, trials, samples, whole=whole))
+
+    def _valid(self, condition: str, rate: float) -> tuple[str, Summary]:
+        """A trial that says something of the site, and its folder's name; raises Void.
+
+        A moment without a processor is enough to void a short trial at a low rate, and need not come again.
+        """
+        voided: list[str] = []
+        while True:
+            self._count += 1
+            name = f"{self._count:02d}"
+            said = self.generate(condition, rate, self._count, self.folder / name)
+            if not said.void:
+                return name, said
+            voided.append(f"trial {name} is void: {said.void}")
+            if said.incomplete:
+                raise Void(voided[-1])
+            if len(voided) == VOID_MAX:
+                raise Void(f"{voided[0]}; so was each of the {VOID_MAX - 1} after it")
+            self.say(f"{condition}: {rate:6.1f} visitors a second: once more, for {voided[-1]}")
 
     def _kept(
         self, condition: str, trials: list[Trial], samples: dict[float, list[Sample]], *, whole: bool

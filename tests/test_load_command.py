@@ -359,3 +359,29 @@ def test_a_void_trial_is_none(tmp_path: Path) -> None:
         trials.search("all is well", 4)
     assert trials.searched == []
     assert read(tmp_path / "01")[0] == HEADER
+    assert (tmp_path / "03").exists()
+    assert not (tmp_path / "04").exists()
+
+
+def test_a_trial_that_was_void_by_accident_is_made_again(tmp_path: Path) -> None:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
+        slow_s = 3 if rate > CAPACITY else 0.05
+        return summary(recorded(folder, a_minute(late=100 if number % 3 else 0, slow_s=slow_s)))
+
+    said: list[str] = []
+    trials = Trials(LAB, Objective(p95_ms=1000), tmp_path, generate, said.append)
+    trials.search("all is well", 4)
+    (one,) = trials.searched
+    assert one.whole
+    assert [int(trial.folder) for trial in one.trials] == [3 * (n + 1) for n in range(len(one.trials))]
+    assert sum("once more, for trial" in line for line in said) == 2 * len(one.trials)
+
+
+def test_a_trial_that_was_ended_is_not_made_again(tmp_path: Path) -> None:
+    def generate(condition: str, rate: float, number: int, folder: Path) -> Any:
+        return summary(recorded(folder, a_minute(), end=End(incomplete="a worker is gone")))
+
+    trials = Trials(LAB, Objective(p95_ms=1000), tmp_path, generate, lambda _: None)
+    with pytest.raises(Void, match="trial 01 is void: the run is incomplete: a worker is gone"):
+        trials.search("all is well", 4)
+    assert not (tmp_path / "02").exists()
