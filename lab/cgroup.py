@@ -71,6 +71,13 @@ class Cgroup:
         """Find a control file, whichever hierarchy has it."""
         return next((file for path in self.paths() if (file := path / file_name).exists()), None)
 
+    def read(self, file_name: str) -> str | None:
+        """What a control file says; None where there is none, or it goes while it is read: a machine that reboots."""
+        file = self.find(file_name)
+        with suppress(OSError):
+            return file.read_text() if file else None
+        return None
+
     def join(self, pid: int) -> None:
         """Mark `pid` as a member, in hierarchies where membership limits nothing; raises OSError."""
         for hierarchy in hierarchies():
@@ -91,10 +98,9 @@ class Cgroup:
 
     def is_frozen(self) -> bool:
         """Say whether the freezer holds it."""
-        if state := self.find("freezer.state"):
-            return state.read_text().strip() == "FROZEN"
-        events = self.find("cgroup.events")
-        return events is not None and "frozen 1" in events.read_text().splitlines()
+        if state := self.read("freezer.state"):
+            return state.strip() == "FROZEN"
+        return "frozen 1" in (self.read("cgroup.events") or "").splitlines()
 
     def freeze(self, frozen: bool) -> None:
         """Freeze or thaw every process in it, and wait until it is so; raises DeadlineExceeded."""

@@ -469,12 +469,11 @@ class LxcDriver:
             return GuestStatus("stopped")
         cgroup = self._cgroup.child(str(vmid))
         pid = self._init_pid(running)
-        memory = cgroup.find("memory.usage_in_bytes") or cgroup.find("memory.current")
         return GuestStatus(
             state="paused" if cgroup.is_frozen() else "running",
             pid=pid,
             uptime_s=_uptime_s(pid) if pid else 0,
-            memory_bytes=int(memory.read_text()) if memory else 0,
+            memory_bytes=int(cgroup.read("memory.usage_in_bytes") or cgroup.read("memory.current") or 0),
             cpu_time_s=_cpu_time_s(cgroup),
         )
 
@@ -703,8 +702,7 @@ def _uptime_s(pid: int) -> int:
 
 
 def _cpu_time_s(cgroup: Cgroup) -> float:
-    if usage := cgroup.find("cpuacct.usage"):
-        return int(usage.read_text()) / 1e9
-    if stat := cgroup.find("cpu.stat"):
-        return int(dict(line.split() for line in stat.read_text().splitlines()).get("usage_usec", 0)) / 1e6
-    return 0.0
+    if usage := cgroup.read("cpuacct.usage"):
+        return int(usage) / 1e9
+    stat = dict(line.split() for line in (cgroup.read("cpu.stat") or "").splitlines())
+    return int(stat.get("usage_usec", 0)) / 1e6

@@ -72,6 +72,19 @@ def test_a_group_counts_as_so_many(
     assert share.read_text() == eleven
 
 
+def test_a_group_that_goes_while_it_is_read_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a machine reboots: seen as FileNotFoundError out of a question for its status."""
+    monkeypatch.setattr("lab.cgroup.hierarchies", lambda: (Hierarchy(tmp_path, frozenset()),))
+    group = Cgroup("haproof-x")
+    (tmp_path / group.name).mkdir()
+    events = tmp_path / group.name / "cgroup.events"
+    events.write_text("populated 1\nfrozen 1\n")
+    assert group.is_frozen()
+    monkeypatch.setattr(Cgroup, "find", lambda self, name: tmp_path / "gone" / name)
+    assert group.read("cgroup.events") is None
+    assert not group.is_frozen()
+
+
 def test_mounts_below_are_innermost_first_and_only_those() -> None:
     text = (
         "22 1 0:1 / / rw - ext4 /dev/vda rw\n"
