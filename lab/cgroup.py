@@ -53,6 +53,11 @@ def hierarchies() -> tuple[Hierarchy, ...]:
     return tuple(h for h in mounted if h.path.is_relative_to("/sys/fs/cgroup"))
 
 
+def shares_of(cpu_units: int) -> int:
+    """What cgroup v1 calls a weight: an ordinary group, of 100 units, has cpu.shares 1024 (sched-design-CFS)."""
+    return cpu_units * 1024 // 100
+
+
 @dataclass(frozen=True)
 class Cgroup:
     """The cgroup `name` (a path below the root, as "haproof-lab" or "haproof-lab/101") in every hierarchy."""
@@ -116,10 +121,10 @@ class Cgroup:
     def weigh(self, cpu_units: int) -> None:
         """Set how much it counts where processors are shared out, 100 as an ordinary group; nothing without a share.
 
-        An ordinary group has cpu.shares 1024 (v1, sched-design-CFS) or cpu.weight 100 of at most 10000 (v2).
+        Of cpu.weight (v2) a group has 10000 at most.
         """
         if shares := self.find("cpu.shares"):
-            shares.write_text(str(cpu_units * 1024 // 100))
+            shares.write_text(str(shares_of(cpu_units)))
         elif weight := self.find("cpu.weight"):
             weight.write_text(str(min(cpu_units, 10_000)))
 

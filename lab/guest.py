@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lab import namespace, network
 from lab.attach import attach_command
-from lab.cgroup import Cgroup, hierarchies
+from lab.cgroup import Cgroup, hierarchies, shares_of
 from lab.driver import DriverError, ExecResult, GuestSpec, GuestStatus, Interface, Nic
 from lab.paths import Paths
 from provisioning.poll import DeadlineExceeded, NotYet, poll
@@ -144,7 +144,7 @@ def render_config(spec: GuestSpec, home: "Disk", root: Path, *, cgroup: Cgroup, 
             lines.append(f"lxc.cgroup2.cpu.max = {quota_us} 100000")
     else:
         lines.append(f"lxc.cgroup.memory.limit_in_bytes = {memory_bytes}")
-        lines.append(f"lxc.cgroup.cpu.shares = {spec.cpu_units * 1024 // 100}")
+        lines.append(f"lxc.cgroup.cpu.shares = {shares_of(spec.cpu_units)}")
         if spec.cores < cores:
             lines.append(f"lxc.cgroup.cpu.cfs_quota_us = {quota_us}")
     for directory in PLAIN_DIRECTORIES:
@@ -454,7 +454,10 @@ class LxcDriver:
     def set_cpu_units(self, vmid: int, cpu_units: int) -> None:
         """Write the cgroup's weight."""
         self._require_running(vmid, "change of weight")
-        self._cgroup.child(str(vmid)).weigh(cpu_units)
+        try:
+            self._cgroup.child(str(vmid)).weigh(cpu_units)
+        except OSError as error:
+            raise DriverError(f"guest {vmid}: change of weight to {cpu_units} failed: {error}") from error
 
     # -- questions
 
