@@ -14,7 +14,7 @@ export PATH := $(PATH):$(CURDIR)/$(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # What the lab uses of Debian: system containers, the mirror's builders, the registry; below, what compiles NDB.
 PACKAGES := ca-certificates chromium debootstrap dpkg-dev e2fsprogs gcc gpg gpg-agent gpgv iproute2 iptables libc6-dev lxc lxcfs \
-	docker-registry mmdebstrap nftables openssh-client openssl patchelf python3-venv rsync skopeo tinyproxy-bin umoci \
+	docker-registry mmdebstrap nftables openssh-client openssl patchelf python3-venv skopeo tinyproxy-bin umoci \
 	binutils bison cmake g++ liblz4-dev libncurses-dev libssl-dev libtirpc-dev libzstd-dev ninja-build pkg-config \
 	rpcsvc-proto zlib1g-dev
 

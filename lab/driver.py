@@ -24,7 +24,8 @@ class Nic:
 class GuestSpec:
     """What a guest is started with; `name` becomes the host name, `authorized_keys` go to `user`.
 
-    `cpu_units` is its weight among guests that want more processors than there are: 100 is an ordinary one's.
+    `cpu_units` is its weight among guests that want more processors than there are: 100 is an ordinary one's. A disk
+    smaller than `disk_bytes` grows to that size.
     """
 
     vmid: int
@@ -32,6 +33,7 @@ class GuestSpec:
     cores: int
     memory_mib: int
     cpu_units: int = 100
+    disk_bytes: int = 0
     nics: tuple[Nic, ...] = ()
     user: str = "debian"
     authorized_keys: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
-"""Runs guests as LXC system containers: overlay disks on a shared image, power, cables, freezer, snapshots."""
+"""Runs guests as LXC system containers: disks of their own, power, cables, freezer, snapshots."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -13,28 +14,22 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from lab import namespace, network
+from lab import loop, namespace, network
 from lab.attach import attach_command
 from lab.cgroup import Cgroup, hierarchies, shares_of
 from lab.driver import DriverError, ExecResult, GuestSpec, GuestStatus, Interface, Nic
 from lab.paths import Paths
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 
-# Directories of a guest that lie on the machine's own file system instead of the overlay, and why:
-# containerd makes overlays of its own, which cannot lie on one; kubelet mounts volumes there; etcd, MySQL and
-# NDB write with O_DIRECT and fsync; NFS-Ganesha exports /mnt by file handle, which an overlay does not give.
-PLAIN_DIRECTORIES = (
-    "var/lib/containerd",
-    "var/lib/kubelet",
-    "var/lib/etcd",
-    "var/lib/mysql",
-    "var/lib/mysql-cluster",
-    "var/lib/ndb",
-    "mnt",
-)
 FIRST_NIC = 18  # a virtio card of a Proxmox VM is ens18, the second ens19
 POWEROFF_SIGNAL = signal.SIGRTMIN + 3  # systemd(1): halt; the same one `lxc-stop` sends
 START_TIMEOUT_S = 30.0
+RELEASE_TIMEOUT_S = 30.0
+# What a guest removes takes no room on the machine any more. And the kernel writes nothing of its own accord: it would
+# clear tables of inodes beside whoever copies the disk.
+MOUNT_OPTIONS = "discard,noinit_itable"
+MENDED = 1  # e2fsck(8): errors were there, and are not any more
+EXT4_IOC_CHECKPOINT = 0x4004662B  # linux/ext4.h
 LXCFS_FILES = ("meminfo", "uptime")
 
 
@@ -147,8 +142,6 @@ def render_config(spec: GuestSpec, home: "Disk", root: Path, *, cgroup: Cgroup, 
         lines.append(f"lxc.cgroup.cpu.shares = {shares_of(spec.cpu_units)}")
         if spec.cores < cores:
             lines.append(f"lxc.cgroup.cpu.cfs_quota_us = {quota_us}")
-    for directory in PLAIN_DIRECTORIES:
-        lines.append(f"lxc.mount.entry = {home.plain(directory)} {directory} none bind,create=dir 0 0")
     if lxcfs:
         for file in LXCFS_FILES:
             lines.append(f"lxc.mount.entry = {lxcfs}/proc/{file} proc/{file} none bind,optional 0 0")
@@ -172,33 +165,18 @@ def render_config(spec: GuestSpec, home: "Disk", root: Path, *, cgroup: Cgroup, 
 
 @dataclass(frozen=True)
 class Disk:
-    """Where a guest's disk lies: `image` (shared, read-only) below `current`, which holds what differs."""
+    """Where a guest's disk lies, and what belongs to it."""
 
     home: Path
 
     @property
     def image(self) -> Path:
-        """The raw file-system image; a hard link, so the last guest that needs it keeps it."""
-        return self.home / "image.raw"
-
-    @property
-    def current(self) -> Path:
-        """Everything the guest has written: `upper` and one directory for each plain directory."""
-        return self.home / "disk"
-
-    @property
-    def upper(self) -> Path:
-        """The overlay's upper directory."""
-        return self.current / "upper"
-
-    @property
-    def work(self) -> Path:
-        """The overlay's work directory: the kernel's, never copied."""
-        return self.home / "work"
+        """The disk: a file system, without partitions, in a file that is only as large as what was written."""
+        return self.home / "disk.raw"
 
     @property
     def snapshots(self) -> Path:
-        """One copy of `current` for each snapshot."""
+        """One copy of the disk for each snapshot."""
         return self.home / "snapshots"
 
     @property
@@ -226,10 +204,6 @@ class Disk:
         """What LXC said."""
         return self.home / "lxc.log"
 
-    def plain(self, directory: str) -> Path:
-        """Place one of PLAIN_DIRECTORIES."""
-        return self.current / directory.replace("/", "-")
-
 
 @dataclass
 class _Running:
@@ -249,18 +223,46 @@ def _command(*argv: str | Path, guest: int | str, what: str, stdin: str | None =
 
 
 def _copy(source: Path, target: Path, guest: int) -> None:
-    """Copy a tree with owners, times, device nodes and the overlay's own attributes; holes stay holes."""
-    _command("cp", "-a", "--reflink=auto", "--sparse=always", source, target, guest=guest, what="disk copy")
+    """Copy a disk; what is empty of it takes no room."""
+    _command("cp", "--reflink=auto", "--sparse=always", source, target, guest=guest, what="disk copy")
 
 
-def _copy_over(source: Path, before: Path, target: Path, guest: int) -> None:
-    """Copy a tree likewise; what lies in `before` with the same size and time (ns) is linked from there, not copied.
+def _empty_journal(root: Path) -> None:
+    """Bring everything from the file system's journal to its place; raises OSError.
 
-    So a rollback writes what the guest has changed, and not its gigabytes of images. `before` must go afterwards.
+    Else a copy might have the journal's beginning from after, and a block from before that.
     """
-    keeping = ("--archive", "--acls", "--xattrs", "--hard-links", "--sparse", "--numeric-ids", "--modify-window=-1")
-    copying = ("rsync", *keeping, f"--link-dest={before}", f"{source}/", f"{target}/")
-    _command(*copying, guest=guest, what="disk copy")
+    directory = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.ioctl(directory, EXT4_IOC_CHECKPOINT, bytes(4))
+    finally:
+        os.close(directory)
+
+
+def _grow(disk: Disk, spec: GuestSpec) -> None:
+    """Let the disk and its file system be as large as declared; one cut short is begun again at the next start.
+
+    Not while it is mounted, as cloud-init does: that takes a privilege which root has not everywhere.
+    """
+    if disk.image.stat().st_size > spec.disk_bytes:
+        return
+    checked = subprocess.run(["e2fsck", "-p", disk.image], capture_output=True, text=True, check=False)
+    if checked.returncode > MENDED:
+        raise DriverError(f"guest {spec.vmid}: check of its disk failed: {checked.stdout.strip()[-500:]}")
+    os.truncate(disk.image, spec.disk_bytes)
+    # Forced, as it else wants every block looked at first.
+    _command("resize2fs", "-f", disk.image, guest=spec.vmid, what="growth of its file system")
+
+
+def _await_release(disk: Disk) -> None:
+    """Wait until no device has the disk: two of them would spoil it. Raises DeadlineExceeded."""
+
+    def released() -> bool:
+        if held := [name for name, file in loop.devices().items() if file == str(disk.image)]:
+            raise NotYet(f"{held[0]} has it")
+        return True
+
+    poll(f"release of {disk.image}", released, timeout_s=RELEASE_TIMEOUT_S, interval_s=0.01)
 
 
 class LxcDriver:
@@ -282,24 +284,19 @@ class LxcDriver:
     # -- disks
 
     def create_disk(self, vmid: int, image: Path) -> None:
-        """Take the image by hard link (by copy from another file system); nobody writes to it."""
+        """Copy the image."""
         with self._new_home(vmid) as disk:
-            try:
-                os.link(image, disk.image)
-            except OSError:
-                shutil.copyfile(image, disk.image)
-            disk.upper.mkdir(parents=True)
+            _copy(image, disk.image, vmid)
 
     def clone_disk(self, source_vmid: int, vmid: int) -> None:
-        """Share the source's image and copy what the source has written: for a template, next to nothing."""
+        """Copy the source's disk, frozen meanwhile."""
         with self._lock(source_vmid):
             source = self._disk(source_vmid)
-            with self._new_home(vmid) as disk:
-                os.link(source.image, disk.image)
-                _copy(source.current, disk.current, vmid)
+            with self._new_home(vmid) as disk, self._still(source_vmid):
+                _copy(source.image, disk.image, vmid)
 
     def delete_disk(self, vmid: int) -> None:
-        """Remove everything of `vmid`; the image goes with the last guest that has it."""
+        """Remove everything of `vmid`."""
         with self._lock(vmid):
             self._require_stopped(vmid, "deletion of its disk")
             disk = self._disk(vmid)
@@ -307,51 +304,38 @@ class LxcDriver:
             doomed = disk.home.with_name(f"{vmid}.deleted")
             shutil.rmtree(doomed, ignore_errors=True)
             disk.home.rename(doomed)
-            image = (doomed / "image.raw").stat()
             shutil.rmtree(doomed)
-            with self._guard:
-                if not any(os.path.samestat(image, other.stat()) for other in self._guests.glob("*/image.raw")):
-                    self._unmount(self._image_root(image))
 
     def snapshot(self, vmid: int, name: str) -> None:
-        """Copy what the guest has written, frozen meanwhile."""
+        """Copy the disk, frozen meanwhile."""
         with self._lock(vmid):
             disk = self._disk(vmid)
-            target, partial = disk.snapshots / name, disk.snapshots / f".{name}"
+            target, unfinished = disk.snapshots / name, disk.snapshots / f".{name}"
             if target.exists():
                 raise DriverError(f"guest {vmid}: snapshot {name} exists already: delete it first")
-            shutil.rmtree(partial, ignore_errors=True)
             disk.snapshots.mkdir(exist_ok=True)
-            freeze = self.status(vmid).state == "running"
-            if freeze:
-                self.suspend(vmid)
-            try:
-                _copy(disk.current, partial, vmid)
-            finally:
-                if freeze:
-                    self.resume(vmid)
-            partial.rename(target)
+            with self._still(vmid):
+                _copy(disk.image, unfinished, vmid)
+            unfinished.rename(target)
 
     def rollback(self, vmid: int, name: str) -> None:
-        """Replace what the guest has written by a copy of the snapshot, in one step."""
+        """Replace the disk by a copy of the snapshot, in one step."""
         with self._lock(vmid):
             self._require_stopped(vmid, f"rollback to {name}")
             disk = self._disk(vmid)
             source, new = disk.snapshots / name, disk.home / "disk.new"
-            if not source.is_dir():
+            if not source.is_file():
                 raise DriverError(f"guest {vmid}: there is no snapshot {name}")
-            shutil.rmtree(new, ignore_errors=True)
-            _copy_over(source, disk.current, new, vmid)
-            namespace.exchange(new, disk.current)
-            shutil.rmtree(new)
+            _copy(source, new, vmid)
+            new.replace(disk.image)
 
     def delete_snapshot(self, vmid: int, name: str) -> None:
         """Remove the snapshot's copy."""
         with self._lock(vmid):
             source = self._disk(vmid).snapshots / name
-            if not source.is_dir():
+            if not source.is_file():
                 raise DriverError(f"guest {vmid}: there is no snapshot {name}")
-            shutil.rmtree(source)
+            source.unlink()
 
     # -- power
 
@@ -360,14 +344,16 @@ class LxcDriver:
         with self._lock(spec.vmid):
             self._require_stopped(spec.vmid, "start")
             disk = self._disk(spec.vmid)
-            root = self._mount_root(spec.vmid, disk)
+            root = self._mount_root(spec, disk)
             try:
                 self._prepare(spec, disk, root)
                 running = self._launch(spec, disk, root)
             except BaseException:
-                self._unmount(root)
+                self._unmount(disk, root)
                 raise
-            threading.Thread(target=self._follow, args=(running, root), name=f"guest-{spec.vmid}", daemon=True).start()
+            threading.Thread(
+                target=self._follow, args=(running, disk, root), name=f"guest-{spec.vmid}", daemon=True
+            ).start()
             try:
                 poll("init", lambda: self._init_is_up(running), timeout_s=START_TIMEOUT_S, interval_s=0.02)
             except DeadlineExceeded as error:
@@ -517,7 +503,7 @@ class LxcDriver:
 
     def _disk(self, vmid: int) -> Disk:
         disk = Disk(self._guests / str(vmid))
-        if not disk.current.is_dir():
+        if not disk.image.is_file():
             raise DriverError(f"guest {vmid}: it has no disk at {disk.home}")
         return disk
 
@@ -554,52 +540,54 @@ class LxcDriver:
             raise DriverError(f"guest {vmid}: {what} failed: it is not running")
         return running
 
-    def _image_root(self, inode: os.stat_result) -> Path:
-        return self._run / "images" / str(inode.st_ino)
-
-    def _mount_root(self, vmid: int, disk: Disk) -> Path:
-        with self._guard:
-            lower = self._image_root(disk.image.stat())
-            if not lower.is_mount():
-                lower.mkdir(parents=True, exist_ok=True)
-                # mount(8) finds a free loop device and has it released with the mount.
-                options = "loop,ro,noload,noatime"
-                _command(
-                    "mount",
-                    "-t",
-                    "ext4",
-                    "-o",
-                    options,
-                    disk.image,
-                    lower,
-                    guest=vmid,
-                    what="mount of its image",
-                )
-        root = self._run / "roots" / str(vmid)
-        root.mkdir(parents=True, exist_ok=True)
-        disk.work.mkdir(exist_ok=True)
-        options = f"lowerdir={lower},upperdir={disk.upper},workdir={disk.work}"
+    @contextmanager
+    def _still(self, vmid: int) -> Iterator[None]:
+        """While inside, nothing writes to the disk, and all that was written is in its place."""
+        state, root = self.status(vmid).state, self._root(vmid)
+        if state == "stopped":
+            yield
+            return
+        if state == "running":
+            self.suspend(vmid)
         try:
-            namespace.mount("overlay", root, "overlay", options=options)
-        except OSError as error:
-            raise DriverError(f"guest {vmid}: mount of its root failed: {error}") from error
+            _command("sync", "--file-system", root, guest=vmid, what="writing of its disk")
+            try:
+                _empty_journal(root)
+            except OSError as error:
+                raise DriverError(f"guest {vmid}: writing of its disk failed: {error}") from error
+            yield
+        finally:
+            if state == "running":
+                self.resume(vmid)
+
+    def _root(self, vmid: int) -> Path:
+        return self._run / "roots" / str(vmid)
+
+    def _mount_root(self, spec: GuestSpec, disk: Disk) -> Path:
+        """Put the disk in its place, as large as it is declared."""
+        root = self._root(spec.vmid)
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            _await_release(disk)
+            _grow(disk, spec)
+            device = loop.attach(disk.image)
+            try:
+                namespace.mount(str(device), root, "ext4", options=MOUNT_OPTIONS)
+            finally:
+                loop.release(device)
+        except (OSError, DeadlineExceeded) as error:
+            raise DriverError(f"guest {spec.vmid}: mount of its disk failed: {error}") from error
         return root
 
-    def _unmount(self, root: Path) -> None:
+    def _unmount(self, disk: Disk, root: Path) -> None:
+        """Returns when nothing more is written to the disk; raises OSError and DeadlineExceeded."""
         if root.is_mount():
             namespace.unmount(root)
+        _await_release(disk)
         if root.is_dir():
             root.rmdir()
 
     def _prepare(self, spec: GuestSpec, disk: Disk, root: Path) -> None:
-        for directory in PLAIN_DIRECTORIES:
-            plain, inside = disk.plain(directory), root / directory
-            if not plain.exists():
-                # As the image has it: owner, mode and content.
-                if inside.is_dir() and not inside.is_symlink():
-                    _copy(inside, plain, spec.vmid)
-                else:
-                    plain.mkdir()
         script = render_preparation(spec, first_boot=not disk.booted.exists())
         devices = root / "dev"
         devices.mkdir(exist_ok=True)
@@ -639,12 +627,12 @@ class LxcDriver:
         self._running[spec.vmid] = running
         return running
 
-    def _follow(self, running: _Running, root: Path) -> None:
+    def _follow(self, running: _Running, disk: Disk, root: Path) -> None:
         """Wait for the guest's end, whoever caused it, and put its things away; LXC follows reboots."""
         vmid = running.spec.vmid
         running.process.wait()
         try:
-            self._unmount(root)
+            self._unmount(disk, root)
             shutil.rmtree(self._lxc / str(vmid), ignore_errors=True)
             for name in (str(vmid), f"monitor-{vmid}"):
                 self._cgroup.child(name).remove()

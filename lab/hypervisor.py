@@ -278,7 +278,7 @@ class Hypervisor:
         return self.tasks.start("qmconfig", str(vmid), user, work)
 
     def resize(self, vmid: int, disk: str, size: str, digest: str | None, user: str) -> str:
-        """Declare a disk larger: by `+2G`, or to `4G`. The lab's guests share one file system's space."""
+        """Declare a disk larger: by `+2G`, or to `4G`; its file system follows at the next start."""
         machine = self.inventory.get(vmid)
         if digest and digest != machine.digest:
             raise Refusal(500, "checksum mismatch (file change by other user?)")

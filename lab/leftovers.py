@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from lab import namespace, sysctl
+from lab import loop, namespace, sysctl
 from lab.cgroup import Cgroup
 from lab.lock import recorded_owner
 from lab.paths import Paths
@@ -61,7 +60,7 @@ def inspect(paths: Paths) -> Leftovers:
         mounts=tuple(mounts_below(Path("/proc/self/mountinfo").read_text(), directories)),
         namespaces=tuple(sorted(_foreign_namespaces(members))),
         cgroups=tuple(str(path) for path in Cgroup(paths.run.name).paths()),
-        loop_devices=tuple(backed_by(_loops(), directories)),
+        loop_devices=tuple(backed_by(loop.devices(), directories)),
         files=tuple(str(file) for file in files if file.exists()),
     )
 
@@ -79,8 +78,8 @@ def clear(paths: Paths, keep_lock: bool = False) -> Leftovers:
     for mount in found.mounts:
         namespace.unmount(Path(mount))
     # Most went with the mounts of the processes killed above.
-    for device in backed_by(_loops(), _directories(paths)):
-        subprocess.run(["losetup", "--detach", f"/dev/{device}"], check=True)
+    for device in backed_by(loop.devices(), _directories(paths)):
+        loop.release(Path("/dev") / device)
     sysctl.restore(paths.run / "sysctl.json")
     shutil.rmtree(Path("/run/lxc/lock") / str(paths.run).lstrip("/"), ignore_errors=True)
     if paths.run.exists():
@@ -109,15 +108,6 @@ def _directories(paths: Paths) -> tuple[Path, ...]:
     """Name the directories whose mounts and images are the lab's: a dead one may have had another state."""
     owner = recorded_owner(paths)
     return (paths.run, paths.state, *([Path(owner.state)] if owner else []))
-
-
-def _loops() -> dict[str, str]:
-    found = {}
-    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
-        # Detached between the listing and the read.
-        with suppress(OSError):
-            found[file.parts[3]] = file.read_text().strip()
-    return found
 
 
 def _foreign_namespaces(pids: frozenset[int]) -> set[str]:

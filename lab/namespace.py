@@ -11,9 +11,6 @@ MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MNT_DETACH = 2
 
-RENAME_EXCHANGE = 2  # linux/fs.h
-AT_FDCWD = -100
-
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,12 +36,6 @@ def unmount_all(target: Path) -> None:
     points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
     for _ in [point for point in points if point == str(target)]:
         unmount(target)
-
-
-def exchange(one: Path, other: Path) -> None:
-    """Swap two directories in one step that cannot be seen half done (renameat2(2)); raises OSError."""
-    arguments = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
-    _check(_libc.renameat2(*arguments), f"exchange of {one} and {other}")
 
 
 def join(pid: int) -> None:

@@ -307,12 +307,14 @@ def guest_spec(vmid: int, config: Config) -> GuestSpec:
         ip = IpConfig.parse(str(config.get(f"ipconfig{index}", "")))
         nics.append(Nic(index, net.bridge, net.mac, ip.address, ip.gateway, net.link_down))
     keys = unquote(str(config.get("sshkeys", ""))).splitlines()
+    root = root_drive(config)
     return GuestSpec(
         vmid=vmid,
         name=str(config.get("name") or f"vm{vmid}").partition(".")[0],
         cores=cores(config),
         memory_mib=memory_mib(config),
         cpu_units=cpu_units(config),
+        disk_bytes=root[1].size_bytes if root else 0,
         nics=tuple(nics),
         user=str(config.get("ciuser", "debian")),
         authorized_keys=tuple(key.strip() for key in keys if key.strip()),

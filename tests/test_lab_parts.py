@@ -88,7 +88,7 @@ def test_a_group_that_goes_while_it_is_read_says_nothing(tmp_path: Path, monkeyp
 def test_mounts_below_are_innermost_first_and_only_those() -> None:
     text = (
         "22 1 0:1 / / rw - ext4 /dev/vda rw\n"
-        "30 22 0:2 / /run/haproof-lab/roots/101 rw - overlay overlay rw\n"
+        "30 22 7:0 / /run/haproof-lab/roots/101 rw - ext4 /dev/loop0 rw\n"
         "31 30 0:3 / /run/haproof-lab/roots/101/a\\040b rw - tmpfs tmpfs rw\n"
         "32 22 0:4 / /run/haproof-lab-other rw - tmpfs tmpfs rw\n"
     )
@@ -97,7 +97,7 @@ def test_mounts_below_are_innermost_first_and_only_those() -> None:
 
 
 def test_loop_devices_of_deleted_images_are_found_too() -> None:
-    loops = {"loop0": "/var/lib/haproof-lab/guests/1/image.raw (deleted)", "loop1": "/home/me/other.raw"}
+    loops = {"loop0": "/var/lib/haproof-lab/guests/1/disk.raw (deleted)", "loop1": "/home/me/other.raw"}
     assert leftovers.backed_by(loops, (Path("/var/lib/haproof-lab"),)) == ["loop0"]
 
 
@@ -180,24 +180,26 @@ def test_config_holds_limits_cards_and_nothing_dropped(tmp_path: Path) -> None:
     assert "lxc.net.1.ipv4.address" not in settings
 
 
-def test_disks_are_shared_copied_and_removed(paths: Paths, tmp_path: Path) -> None:
+def test_disks_are_copied_kept_put_back_and_removed(paths: Paths, tmp_path: Path) -> None:
     image = tmp_path / "image.raw"
     image.write_bytes(b"x" * 4096)
     driver = LxcDriver(paths)
     driver.create_disk(9000, image)
-    template, clone = (Disk(paths.state / "guests" / vmid) for vmid in ("9000", "101"))
-    (template.upper / "written").write_text("before")
+    template, clone = (Disk(paths.state / "guests" / vmid).image for vmid in ("9000", "101"))
+    template.write_text("before")
     driver.clone_disk(9000, 101)
-    assert clone.image.samefile(image)
-    (template.upper / "written").write_text("after")
-    assert (clone.upper / "written").read_text() == "before"
+    template.write_text("after")
+    assert clone.read_text() == "before"
 
     driver.snapshot(101, "s1")
-    (clone.upper / "written").write_text("changed")
+    clone.write_text("changed")
     with pytest.raises(DriverError, match="exists already"):
         driver.snapshot(101, "s1")
     driver.rollback(101, "s1")
-    assert (clone.upper / "written").read_text() == "before"
+    assert clone.read_text() == "before"
+    clone.write_text("changed again")
+    driver.rollback(101, "s1")
+    assert clone.read_text() == "before"
     driver.delete_snapshot(101, "s1")
     with pytest.raises(DriverError, match="no snapshot s1"):
         driver.rollback(101, "s1")
@@ -208,7 +210,7 @@ def test_disks_are_shared_copied_and_removed(paths: Paths, tmp_path: Path) -> No
         driver.clone_disk(42, 43)
     driver.delete_disk(101)
     driver.delete_disk(9000)
-    assert image.exists()
+    assert image.read_bytes() == b"x" * 4096
     assert not list((paths.state / "guests").iterdir())
 
 

@@ -132,8 +132,9 @@ class Template:
         shutil.rmtree(root)
 
     def _image(self, root: Path, image: Path) -> None:
-        """A file system a third larger than what is in it: read-only use needs room for its own tables only."""
+        """A file system a third larger than what is in it; it grows to the size of each machine's disk."""
         used_kib = int(run(["du", "-sk", root]).split()[0])
         if used_kib < 1024:
             raise BuildError(f"the bootstrapped root {root} is empty")
-        run(["mke2fs", "-q", "-t", "ext4", "-d", root, "-L", "root", image, f"{used_kib * 4 // 3 + 65536}k"])
+        blocks = ("-b", "4096", "-i", "16384", "-J", "size=64")  # as of the large one that it grows to
+        run(["mke2fs", "-q", "-t", "ext4", *blocks, "-d", root, "-L", "root", image, f"{used_kib * 4 // 3 + 131072}k"])
