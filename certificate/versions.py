@@ -69,7 +69,9 @@ def _speaker(session: Session) -> str:
 def _executed(session: Session, namespace: str, selector: str, argv: list[str]) -> str:
     """What a command says in each of some Pods, in the first line; differing ones side by side."""
     core = session.cluster.core
-    pods = core.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT_S).items
+    pods = core.list_namespaced_pod(
+        namespace, label_selector=selector, field_selector="status.phase=Running", _request_timeout=REQUEST_TIMEOUT_S
+    ).items
     said = {
         stream(
             core.connect_get_namespaced_pod_exec,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import requests
@@ -22,7 +23,15 @@ from chaos.timers import Timers, dns_ttl_s, duration_s, grace_s, tolerated_s
 from environments.model import Role
 from provisioning.account import Account
 from provisioning.action import ActionFailed
-from provisioning.cluster import REQUEST_TIMEOUT_S, UNAVAILABLE, Cluster, unready_nodes
+from provisioning.addons import METALLB_NAMESPACE
+from provisioning.cluster import (
+    REQUEST_TIMEOUT_S,
+    UNAVAILABLE,
+    Cluster,
+    nodes_under_pressure,
+    unready_nodes,
+    unready_workloads,
+)
 from provisioning.hypervisor import HypervisorError, Vm, owned
 from provisioning.ndb import Ndb, taking_part
 from provisioning.poll import DeadlineExceeded, NotYet
@@ -176,6 +185,7 @@ class Live:
                 "nodes": self._nodes,
                 "restarts": lambda: self._restarts(vms.result()),
                 "replicas": self._replicas,
+                "add-ons": self._addons,
                 "database": self._database,
                 "site": self._site,
             }
@@ -207,7 +217,8 @@ class Live:
     def _nodes(self) -> str:
         names = {machine.name for machine in self.session.environment.cluster_machines}
         listed = self.cluster.core.list_node(_request_timeout=REQUEST_TIMEOUT_S).items
-        return "; ".join(f"{name} {state}" for name, state in sorted(unready_nodes(listed, names).items())) or WHOLE
+        found = nodes_under_pressure(listed, names) | unready_nodes(listed, names)
+        return "; ".join(f"{name} {state}" for name, state in sorted(found.items())) or WHOLE
 
     def _restarts(self, found: Mapping[int, Vm]) -> str:
         """Whether what ran on a machine that lost its power has been started again.
@@ -227,6 +238,10 @@ class Live:
 
     def _replicas(self) -> str:
         return next(iter(unready_replicas(self.cluster)), WHOLE)
+
+    def _addons(self) -> str:
+        found = (unready_workloads(self.cluster.apps, namespace) for namespace in ("kube-system", METALLB_NAMESPACE))
+        return next(chain.from_iterable(found), WHOLE)
 
     def _database(self) -> str:
         members = self.ndb.show()

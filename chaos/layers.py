@@ -58,8 +58,11 @@ find_address
 FILES = (
     """
 own=.haproof-probe-$HOSTNAME
+enter() {{
+  set -- {mounts}; cd "$1" 2>/dev/null
+}}
 check() {{
-  cd {mounts} 2>/dev/null || {{ echo 'the volume is not mounted here'; return 1; }}
+  enter || {{ echo 'the volume is not mounted here'; return 1; }}
   {check}
 }}
 """
@@ -193,7 +196,7 @@ def _files_and_names(
     service = cluster.core.read_namespaced_service("kube-dns", "kube-system", _request_timeout=REQUEST_TIMEOUT_S)
     scripts = {
         "nfs/read": FILES.format(mounts=MOUNTS, check=READ, otherwise="", end="true"),
-        "nfs/write": FILES.format(mounts=MOUNTS, check=WRITE, otherwise="", end=f"cd {MOUNTS} && rm -f $own"),
+        "nfs/write": FILES.format(mounts=MOUNTS, check=WRITE, otherwise="", end="enter && rm -f $own"),
         "dns": NAMES.format(server=service.spec.cluster_ip, otherwise="", end="true"),
     }
     return tuple(

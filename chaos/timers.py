@@ -30,8 +30,9 @@ class Timers:
     node_monitor_s: float = 5.0
     # kube-apiserver, --default-not-ready-toleration-seconds
     toleration_s: float = 300.0
-    # kubelet, nodeStatusUpdateFrequency
+    # kubelet, nodeStatusUpdateFrequency; how often its eviction manager looks
     heartbeat_s: float = 10.0
+    eviction_look_s: float = 10.0
     # hashicorp/memberlist's LAN defaults: what MetalLB's speakers watch each other by
     probe_s: float = 1.0
     probe_timeout_s: float = 0.5
@@ -155,6 +156,21 @@ def replaced_elsewhere(timers: Timers) -> Budget:
     return Budget({**endpoints_dropped(timers).parts, "toleration": timers.toleration_s})
 
 
+def evicted_for_room(timers: Timers) -> Budget:
+    """A node's disk is full: kubelet ends replicas at once, for a hard threshold has no grace, and they are missed.
+
+    Kubernetes, node-pressure eviction: it looks every 10 s, at figures that may be as old, and ends one Pod a look.
+    Those that others have still are sent to a replica that is gone until every node has written its rules.
+    """
+    budget = _budget(
+        figures_as_old_as_a_look=timers.eviction_look_s,
+        a_look=timers.eviction_look_s,
+        another_Pod_first=timers.eviction_look_s,
+        rules_written=2.0,
+    )
+    return replace(budget, silence=_budget(rules_written=2.0))
+
+
 def data_node_silent(timers: Timers) -> Budget:
     """An NDB data node without power, or hung: four heartbeats are missed, then the arbitrator is asked.
 
@@ -176,6 +192,12 @@ def data_node_killed(timers: Timers) -> Budget:
     """
     budget = _budget(takeover=2.0, pause_before_the_restart=timers.restart_s, joining_again=10.0)
     return replace(budget, silence=_budget(takeover=2.0, distribution_changed=5.0))
+
+
+def data_node_full(timers: Timers, hold_s: float) -> Budget:
+    """An NDB data node that cannot write ends itself, and at every start again while that lasts; then it joins."""
+    killed = data_node_killed(timers)
+    return replace(killed, parts=MappingProxyType({HELD: hold_s, **killed.parts}))
 
 
 def while_away(hold_s: float, **afterwards: float) -> Budget:

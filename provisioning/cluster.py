@@ -148,6 +148,16 @@ def unready_nodes(nodes: list[Any], names: set[str]) -> dict[str, str]:
     return {name: told.get(name, "absent") for name in sorted(names) if told.get(name) != "True"}
 
 
+def nodes_under_pressure(nodes: list[Any], names: set[str]) -> dict[str, str]:
+    """Those of `names` that take no Pods for want of room, memory or process ids, with what each is short of. Pure."""
+    found = {}
+    for node in nodes:
+        short = [c.type for c in node.status.conditions or [] if c.type.endswith("Pressure") and c.status == "True"]
+        if short and node.metadata.name in names:
+            found[node.metadata.name] = " and ".join(short)
+    return found
+
+
 def ready_condition(node: Any) -> str:
     """`True`, `False` or `Unknown`: the Ready condition of one node."""
     return next((str(c.status) for c in node.status.conditions or [] if c.type == "Ready"), "Unknown")

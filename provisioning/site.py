@@ -20,6 +20,7 @@ from provisioning.poll import DeadlineExceeded, NotYet, poll
 from provisioning.wordpress import NO_DATABASE, WordPress, WordPressError
 
 NAMESPACE = "default"
+NOT_ENDED = "status.phase!=Failed,status.phase!=Succeeded"
 NAME, VOLUME, CLAIM, SECRET = "wordpress", "wp-pv", "wp-pvc", "wordpress-db"
 LABELS = {"app": "wordpress", "tier": "frontend"}
 SELECTOR = ",".join(f"{key}={value}" for key, value in LABELS.items())
@@ -210,8 +211,13 @@ class SiteDeclared:
 
 
 def site_pods(cluster: Cluster) -> list[client.V1Pod]:
-    """The site's Pods, whatever state they are in; raises ApiException."""
-    found = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=SELECTOR, _request_timeout=REQUEST_TIMEOUT_S)
+    """The site's Pods, whatever state they are in; raises ApiException.
+
+    Those that have come to their end, as by eviction, are none any more: the API keeps them to be read of.
+    """
+    found = cluster.core.list_namespaced_pod(
+        NAMESPACE, label_selector=SELECTOR, field_selector=NOT_ENDED, _request_timeout=REQUEST_TIMEOUT_S
+    )
     return list(found.items)
 
 

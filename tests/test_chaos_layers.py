@@ -1,14 +1,16 @@
 """What layers are asked, and how what was written is found again."""
 
 import json
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from chaos import facts
+from chaos import facts, layers
 from chaos.drills import PAGES, VISITORS
 from chaos.layers import FRONT_PAGE, PATH, visitors
 from chaos.ledger import Ledger, files
@@ -83,7 +85,7 @@ def test_a_target_is_not_whole_before_what_runs_on_a_machine_has_started_again(m
     live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=core)))
     noon_s = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
     monkeypatch.setattr(facts, "time", SimpleNamespace(time=lambda: noon_s))
-    for other in ("_nodes", "_replicas", "_database", "_site"):
+    for other in ("_nodes", "_replicas", "_addons", "_database", "_site"):
         monkeypatch.setattr(facts.Live, other, lambda _: facts.WHOLE)
     assert live.whole()
     vms[master.vmid] = replace(vms[master.vmid], uptime_s=60)
@@ -126,3 +128,17 @@ def test_a_row_that_is_written_twice_is_kept_twice() -> None:
     Ledger(cast(Session, fake), "7").make()
     assert "KEY (name)" in said[0]
     assert not {"PRIMARY", "UNIQUE"} & set(said[0].split())
+
+
+def test_files_are_asked_for_on_a_worker_with_two_replicas_too(tmp_path: Path) -> None:
+    for replica in ("a", "b"):
+        (tmp_path / replica / "volume").mkdir(parents=True)
+    script = layers.FILES.format(
+        mounts=f"{tmp_path}/*/volume", check=layers.WRITE, otherwise="", end="enter && rm -f $own"
+    )
+    asked = subprocess.run(["bash", "-c", script], input="one\ntwo\n", capture_output=True, text=True, check=True)
+    assert asked.stdout.split() == ["ok", "ok"]
+    assert not list(tmp_path.rglob(".haproof*"))
+    nowhere = script.replace("/*/volume", "/*/elsewhere")
+    told = subprocess.run(["bash", "-c", nowhere], input="one\n", capture_output=True, text=True, check=False)
+    assert told.stdout == "the volume is not mounted here\n"

@@ -12,9 +12,12 @@ from chaos.target import CANDIDATES, Facts, NobodyNow, NoSuchTarget, select
 from chaos.timers import (
     Timers,
     address_takeover,
+    data_node_full,
+    data_node_killed,
     data_node_silent,
     dns_ttl_s,
     endpoints_dropped,
+    evicted_for_room,
     replaced_elsewhere,
     suspicion_s,
     tolerated_s,
@@ -98,6 +101,9 @@ def test_budgets_are_the_sums_of_their_timers() -> None:
     assert data_node_silent(timers).total_s == 4 * 1.5 + 1.5 + 7.5
     assert endpoints_dropped(timers).total_s == 47
     assert replaced_elsewhere(timers).total_s == 347
+    assert evicted_for_room(timers).total_s == 3 * 10 + 2
+    full = data_node_full(timers, 30)
+    assert (full.total_s, full.held_s) == (30 + data_node_killed(timers).total_s, 30)
     assert str(endpoints_dropped(Timers(node_grace_s=50))).startswith("node grace period 50 s + ")
 
 

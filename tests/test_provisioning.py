@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
@@ -27,7 +28,7 @@ from environments.secret import SecretMissing
 from provisioning.action import ActionFailed, BuildFailed
 from provisioning.addons import CONFIG_DIGEST, ClusterReady, DnsSpread, StrictArp, digest_of, pool_documents
 from provisioning.build import bring_up
-from provisioning.cluster import comparable, unready_nodes
+from provisioning.cluster import comparable, nodes_under_pressure, unready_nodes
 from provisioning.hypervisor import Hypervisor, HypervisorError, Vm, owned
 from provisioning.kubeadm import JoinSecrets, as_yaml, cluster_documents, init_document, join_document
 from provisioning.machines import (
@@ -541,6 +542,19 @@ def test_what_changes_by_itself_is_no_difference() -> None:
 
 def test_an_absent_node_is_not_ready() -> None:
     assert unready_nodes([], {"a"}) == {"a": "absent"}
+
+
+def test_a_node_without_room_is_told_by_what_it_is_short_of() -> None:
+    def node(name: str, **states: str) -> SimpleNamespace:
+        conditions = [SimpleNamespace(type=kind, status=status) for kind, status in states.items()]
+        return SimpleNamespace(metadata=SimpleNamespace(name=name), status=SimpleNamespace(conditions=conditions))
+
+    nodes = [
+        node("a", Ready="True", DiskPressure="True", PIDPressure="True"),
+        node("b", Ready="True", DiskPressure="False", MemoryPressure="Unknown"),
+        node("stranger", DiskPressure="True"),
+    ]
+    assert nodes_under_pressure(nodes, {"a", "b", "absent"}) == {"a": "DiskPressure and PIDPressure"}
 
 
 def hold(folder: str, held: Any, release: Any) -> None:

@@ -76,6 +76,6 @@ Feature: Workers are redundant
     @P3
     Scenario: A worker's disk is full
       When a worker's disk is full
-      Then visitors notice nothing
+      Then visitors are served again within the time that the target's timers allow
       And no acknowledged write is lost, doubled or changed
       And the target is whole again by itself
