@@ -123,25 +123,13 @@ def _visitors(moment: Moment) -> Mapping[str, Budget]:
     return _visits(moment, moment.visitors())
 
 
-def _stands_in(budget: Callable[[Moment], Budget]) -> Budgets:
+def _stands_in(budget: Callable[[Timers], Budget]) -> Budgets:
     """One data node for the other: statements wait, and none is lost. Posts are too few to tell silence by."""
     return lambda moment: {
-        **dict.fromkeys(DATA, budget(moment)),
-        "write/post": replace(budget(moment), silence=None),
-        **_visits(moment, budget(moment)),
+        **dict.fromkeys(DATA, budget(moment.live)),
+        "write/post": replace(budget(moment.live), silence=None),
+        **_visits(moment, budget(moment.live)),
     }
-
-
-def _killed(moment: Moment) -> Budget:
-    return data_node_killed(moment.live)
-
-
-def _silent(moment: Moment) -> Budget:
-    return data_node_silent(moment.live)
-
-
-def _full(moment: Moment) -> Budget:
-    return data_node_full(moment.live, moment.hold_s)
 
 
 def _back(**afterwards: float) -> Callable[[Moment], Budget]:
@@ -256,28 +244,28 @@ DRILLS: Mapping[str, Drill] = {
             "data-node-killed",
             "each data node in turn is killed",
             (Blow("ndbmtd killed", "data node", 10),),
-            _stands_in(_killed),
+            _stands_in(data_node_killed),
             turns=2,
         ),
         Drill(
             "data-node-power",
             "each data node in turn loses its power",
             (Blow("power cut", "data node", 20),),
-            _stands_in(_silent),
+            _stands_in(data_node_silent),
             turns=2,
         ),
         Drill(
             "data-node-hang",
             "each data node in turn hangs",
             (Blow("hang", "data node", 20),),
-            _stands_in(_silent),
+            _stands_in(data_node_silent),
             turns=2,
         ),
         Drill(
             "data-node-partition",
             "the data nodes are cut off from each other",
             (Blow("partition", "data node", 20, peers="data node"),),
-            _stands_in(_silent),
+            _stands_in(data_node_silent),
             turns=2,
         ),
         Drill(
@@ -329,7 +317,7 @@ DRILLS: Mapping[str, Drill] = {
             "data-node-disk-full",
             "a data node's disk is full",
             (Blow("database directory full", "data node", 30),),
-            _stands_in(_full),
+            lambda moment: _stands_in(lambda live: data_node_full(live, moment.hold_s))(moment),
         ),
         Drill(
             "export-full",

@@ -23,7 +23,7 @@ from chaos.timers import Timers, dns_ttl_s, duration_s, grace_s, tolerated_s
 from environments.model import Role
 from provisioning.account import Account
 from provisioning.action import ActionFailed
-from provisioning.addons import METALLB_NAMESPACE
+from provisioning.addons import SYSTEM_NAMESPACES
 from provisioning.cluster import (
     REQUEST_TIMEOUT_S,
     UNAVAILABLE,
@@ -240,7 +240,7 @@ class Live:
         return next(iter(unready_replicas(self.cluster)), WHOLE)
 
     def _addons(self) -> str:
-        found = (unready_workloads(self.cluster.apps, namespace) for namespace in ("kube-system", METALLB_NAMESPACE))
+        found = (unready_workloads(self.cluster.apps, namespace) for namespace in SYSTEM_NAMESPACES)
         return next(chain.from_iterable(found), WHOLE)
 
     def _database(self) -> str:

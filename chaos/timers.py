@@ -197,7 +197,7 @@ def data_node_killed(timers: Timers) -> Budget:
 def data_node_full(timers: Timers, hold_s: float) -> Budget:
     """An NDB data node that cannot write ends itself, and at every start again while that lasts; then it joins."""
     killed = data_node_killed(timers)
-    return replace(killed, parts=MappingProxyType({HELD: hold_s, **killed.parts}))
+    return replace(killed, parts={HELD: hold_s, **killed.parts})
 
 
 def while_away(hold_s: float, **afterwards: float) -> Budget:
