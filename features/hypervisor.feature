@@ -14,7 +14,7 @@ Feature: Machines on the hypervisor
 
     @acceptance @P13
     Scenario: Machines are given what was declared
-      Then each of them is given its declared cores, weight and memory
+      Then each of them is given its declared cores, weight, memory and disk
 
     @acceptance @P13
     Scenario: The environment's tag marks its machines and nothing else

@@ -20,6 +20,10 @@ Feature: Kubernetes nodes
     Scenario: Guests see their declared cores
       Then each of them sees its declared cores
 
+    @acceptance @P13
+    Scenario: Guests see their declared disk
+      Then each of them sees its declared disk
+
   Rule: What the kubelet and Pods need of the kernel is there, and stays
 
     @acceptance @P12

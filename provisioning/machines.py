@@ -96,10 +96,15 @@ def config_changes(actual: dict[str, Any], desired: dict[str, str]) -> dict[str,
     return changes
 
 
+def size_gib(drive: str) -> float:
+    """The size that a drive's value tells, such as `local-lvm:vm-1-disk-0,size=20G`; 0 where it tells none. Pure."""
+    size = re.search(r"size=(\d+)([MGT])", drive)
+    return int(size[1]) * {"M": 1 / 1024, "G": 1, "T": 1024}[size[2]] if size else 0
+
+
 def disk_gib(config: Mapping[str, Any]) -> float:
     """The size that a configuration says its first disk has; 0 where it says none. Pure."""
-    size = re.search(r"size=(\d+)([MGT])", str(config.get("scsi0", "")))
-    return int(size[1]) * {"M": 1 / 1024, "G": 1, "T": 1024}[size[2]] if size else 0
+    return size_gib(str(config.get("scsi0", "")))
 
 
 def checksum_of(listing: str, filename: str) -> str:

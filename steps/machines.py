@@ -12,13 +12,14 @@ from pytest_bdd import given, then, when
 from certificate.verdict import NotExercised
 from environments.model import Environment, Machine, Role
 from provisioning.hypervisor import Hypervisor, Vm, owned
-from provisioning.machines import in_parallel
+from provisioning.machines import in_parallel, size_gib
 from provisioning.session import Session
 from provisioning.ssh import Unreachable
 from steps.complaints import none_of, unless
 from steps.guests import Guests, addresses_by_mac
 
 CPU_UNITS = 100  # qm(1), cpuunits, where control groups are of version 2, as in Proxmox VE since 7.0
+DISK = re.compile(r"(scsi|virtio|sata|ide)\d+$")
 NO_ANSWER = re.compile(r"timed? ?out|no route|unreachable", re.IGNORECASE)
 # Whether anything answers at an address, be it by refusing: bash opens the connection and says why it could not.
 CALLS = """\
@@ -60,15 +61,26 @@ def existence(machine: Machine, vms: Mapping[int, Vm]) -> list[str]:
     ]
 
 
+def largest_disk_gib(config: Mapping[str, Any]) -> float:
+    """The size of the largest disk that a configuration names, on whichever bus; 0 where it names none. Pure."""
+    drives = [str(value) for key, value in config.items() if DISK.match(key)]
+    return max((size_gib(drive) for drive in drives if "media=cdrom" not in drive), default=0)
+
+
 def shape(machine: Machine, config: Mapping[str, Any]) -> list[str]:
-    """What of its cores, weight and memory a machine is not given. Pure; absent keys are Proxmox's defaults."""
+    """What of its cores, weight, memory and disk a machine is not given. Pure; absent keys are Proxmox's defaults.
+
+    A disk may be larger than declared: building makes none smaller.
+    """
     cores = int(config.get("cores", 1)) * int(config.get("sockets", 1))
     memory_mib = int(config.get("memory", 512))
     units = int(config.get("cpuunits", CPU_UNITS))
+    disk = largest_disk_gib(config)
     return [
         *unless(cores == machine.cores, f"expected {machine.cores} cores, found {cores}"),
         *unless(memory_mib == machine.memory_mib, f"expected {machine.memory_mib} MiB, found {memory_mib}"),
         *unless(machine.cpu_units in (None, units), f"expected {machine.cpu_units} CPU units, found {units}"),
+        *unless(disk >= machine.disk_gib, f"expected a disk of {machine.disk_gib} GiB, found {disk:g}"),
     ]
 
 
@@ -174,7 +186,7 @@ def each_runs(machines: tuple[Machine, ...], hypervisor: Hypervisor) -> None:
     none_of({machine.name: existence(machine, vms) for machine in machines})
 
 
-@then("each of them is given its declared cores, weight and memory")
+@then("each of them is given its declared cores, weight, memory and disk")
 def each_has_its_shape(machines: tuple[Machine, ...], hypervisor: Hypervisor) -> None:
     """By its configuration; what the guest makes of it is another question."""
     none_of({machine.name: shape(machine, hypervisor.config(machine.vmid)) for machine in machines})

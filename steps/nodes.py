@@ -21,6 +21,8 @@ from steps.guests import Guests
 
 # What a guest sees of its memory is less by what its kernel and firmware keep: 3 % at 4 GiB on KVM, more below.
 MEMORY_SEEN_MIN = 0.9
+# Not all of a disk is for files: ext4's inodes take 2 %, its journal up to 1 GiB, what boots its own partitions.
+DISK_SEEN_MIN = 0.9
 SERVICES = ("containerd", "kubelet")
 # What each other machine is there for, by unit; of several, those that it has.
 UNITS: Mapping[Role, tuple[str, ...]] = {
@@ -200,6 +202,13 @@ def cores_seen(host: Any) -> tuple[int, bool]:
     return int(host.check_output("nproc --all")), in_container(host)
 
 
+def disk_seen(host: Any) -> float:
+    """GiB that the file systems on the guest's own disks hold, each once however often it is mounted."""
+    answer = host.check_output("df --local --block-size=1 --output=source,size")
+    sizes = {source: int(size) for source, size in (line.rsplit(maxsplit=1) for line in answer.splitlines()[1:])}
+    return sum(size for source, size in sizes.items() if source.startswith("/dev/")) / 2**30
+
+
 def unseen_memory(machine: Machine, seen_mib: float) -> list[str]:
     """What is wrong with the memory that a guest sees. Pure."""
     enough = machine.memory_mib * MEMORY_SEEN_MIN <= seen_mib <= machine.memory_mib
@@ -244,6 +253,21 @@ def each_sees_its_cores(machines: tuple[Machine, ...], guests: Guests) -> None:
         for machine in machines
     }
     unless_contained(complaints, {name for name, (_, contained) in seen.items() if contained}, "cores")
+
+
+@then("each of them sees its declared disk")
+def each_sees_its_disk(machines: tuple[Machine, ...], guests: Guests) -> None:
+    """By its file systems: a disk that grew on the hypervisor alone has room for nobody."""
+    seen = guests.ask(machines, disk_seen)
+    none_of(
+        {
+            machine.name: unless(
+                seen[machine.name] >= machine.disk_gib * DISK_SEEN_MIN,
+                f"expected file systems of about {machine.disk_gib} GiB, found {seen[machine.name]:.1f}",
+            )
+            for machine in machines
+        }
+    )
 
 
 @then("none of them has swap, now or at the next boot")

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from kubernetes.client.exceptions import ApiException
@@ -411,16 +412,41 @@ def test_a_run_marks_its_namespaces_with_a_valid_label() -> None:
 
 def test_the_shape_of_a_machine_counts_sockets() -> None:
     machine = load(find("lab")).machine("srvk8s-master01")
-    assert machines.shape(machine, {"cores": 2, "sockets": 2, "memory": "4096"}) == []
-    assert machines.shape(machine, {}) == ["expected 4 cores, found 1", "expected 4096 MiB, found 512"]
+    disk = "local-lvm:vm-1-disk-0,size=20G"
+    assert machines.shape(machine, {"cores": 2, "sockets": 2, "memory": "4096", "scsi0": disk}) == []
+    assert machines.shape(machine, {"scsi0": disk}) == ["expected 4 cores, found 1", "expected 4096 MiB, found 512"]
 
 
 def test_the_shape_of_a_machine_has_the_weight_that_was_declared() -> None:
     machine = load(find("lab")).machine("srv-nfs01")
-    config = {"cores": 4, "memory": "4096"}
+    config = {"cores": 4, "memory": "4096", "scsi0": "local-lvm:vm-1-disk-0,size=20G"}
     assert machines.shape(machine, {**config, "cpuunits": "400"}) == []
     assert machines.shape(machine, config) == ["expected 400 CPU units, found 100"]
     assert machines.shape(machine.model_copy(update={"cpu_units": None}), {**config, "cpuunits": 7}) == []
+
+
+@pytest.mark.parametrize(
+    ("drives", "found_gib"),
+    [
+        ({"scsi0": "local-lvm:vm-1-disk-0,size=20480M"}, None),
+        ({"virtio0": "local-lvm:vm-1-disk-0,discard=on,size=1T"}, None),
+        ({"scsi0": "local-lvm:vm-1-disk-0,size=10G"}, "10"),
+        ({"scsi0": "local-lvm:vm-1-disk-0,size=2252M", "ide2": "local:iso/any.iso,media=cdrom,size=30G"}, "2.19922"),
+        ({"scsihw": "virtio-scsi-pci", "net0": "virtio,bridge=vmbr0"}, "0"),
+    ],
+)
+def test_the_shape_of_a_machine_has_the_disk_that_was_declared_or_a_larger_one(
+    drives: dict[str, str], found_gib: str | None
+) -> None:
+    machine = load(find("lab")).machine("srvk8s-master01")
+    expected = [f"expected a disk of 20 GiB, found {found_gib}"] if found_gib else []
+    assert machines.shape(machine, {"cores": 4, "memory": 4096, **drives}) == expected
+
+
+def test_the_room_that_a_guest_sees_is_its_own_disks_each_once() -> None:
+    root, boot = "/dev/sda1 19327352832", "/dev/sda15 1073741824"
+    told = "\n".join(("Filesystem 1B-blocks", root, "tmpfs 4294967296", boot, root))
+    assert nodes.disk_seen(mock.Mock(check_output=mock.Mock(return_value=told))) == 19
 
 
 @pytest.mark.parametrize(

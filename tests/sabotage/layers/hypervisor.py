@@ -28,6 +28,14 @@ def configured(role: Role, **values: str) -> Tell:
     return told
 
 
+@contextmanager
+def smaller_disk(stage: Stage) -> Iterator[None]:
+    """The connector's disk has half its size, by its configuration."""
+    disk = str(stage.session.hypervisor.config(stage.with_role(Role.TUNNEL).vmid)["scsi0"])
+    with configured(Role.TUNNEL, scsi0=disk.replace("size=20G", "size=10G"))(stage):
+        yield
+
+
 def stranger(**values: str) -> Tell:
     """Somebody's machine beside ours, never started."""
 
@@ -105,6 +113,7 @@ LIES = (
     Lie("wrong-cores", LAYER, ("P13",), "expected 4 cores, found 2", configured(Role.TUNNEL, cores="2")),
     Lie("wrong-weight", LAYER, ("P13",), "expected 400 CPU units, found 200", configured(Role.TUNNEL, cpuunits="200")),
     Lie("wrong-memory", LAYER, ("P13",), "expected 4096 MiB, found 2048", configured(Role.TUNNEL, memory="2048")),
+    Lie("wrong-disk", LAYER, ("P13",), "expected a disk of 20 GiB, found 10", smaller_disk),
     Lie("not-started-at-boot", LAYER, ("P12",), "expected onboot 1, found 0", configured(Role.TUNNEL, onboot="0")),
     Lie("untagged", LAYER, ("P13",), "expected the tag", configured(Role.TUNNEL, tags="other")),
     Lie("tagged-stranger", LAYER, ("P13",), f"found on VM {STRANGER}", tagged_stranger),

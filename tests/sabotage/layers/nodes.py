@@ -1,11 +1,12 @@
 """Lies about what is configured on a Kubernetes node."""
 
+import base64
+
 from environments.model import Machine, Role
 from tests.sabotage.lie import Lie, Tell, edited, on
 from tests.sabotage.stage import Stage
 
 LAYER = "nodes"
-PROGRAM = "/usr/bin/kubectl"
 DROP_IN = "/etc/systemd/system/kubelet.service.d/20-runtime.conf"
 
 
@@ -28,7 +29,16 @@ def sed(path: str, old: str, new: str, then: str = "true") -> Tell:
     return on(worker, f"{edited(path, f's|{old}|{new}|')}; {then}", f"mv {path}.sabotage {path}; {then}")
 
 
-SHAM = '#!/bin/sh\\necho {\\"clientVersion\\": {\\"gitVersion\\": \\"v1.29.0\\"}}\\n'
+def sham(program: str, says: str) -> Tell:
+    """A program says one thing to whatever it is asked."""
+    script = base64.b64encode(f"#!/bin/sh\nprintf '%b' '{says}'\n".encode()).decode()
+    return on(
+        worker,
+        f"mv {program} {program}.sabotage; echo {script} | base64 -d > {program}; chmod 755 {program}",
+        f"mv {program}.sabotage {program}",
+    )
+
+
 LIES = (
     Lie(
         "swap-at-boot",
@@ -101,11 +111,14 @@ LIES = (
         LAYER,
         ("P12",),
         "expected kubectl .* found v1.29.0",
-        on(
-            worker,
-            f"mv {PROGRAM} {PROGRAM}.sabotage; printf '{SHAM}' > {PROGRAM}; chmod 755 {PROGRAM}",
-            f"mv {PROGRAM}.sabotage {PROGRAM}",
-        ),
+        sham("/usr/bin/kubectl", '{"clientVersion": {"gitVersion": "v1.29.0"}}'),
+    ),
+    Lie(
+        "file-system-not-grown",
+        LAYER,
+        ("P13",),
+        "expected file systems of about 20 GiB, found 2.0",
+        sham("/usr/bin/df", "Filesystem 1B-blocks\\n/dev/sda1 2147483648\\n"),
     ),
     Lie(
         "another-debian",
