@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lab import leftovers, provider
-from lab.guest import Disk, LxcDriver
+from lab.guest import LxcDriver
+from lab.home import Home
 from lab.inventory import Inventory, Machine
 from lab.lock import LabBusyError, Owner, live_owner
 from lab.mirror import content
@@ -173,7 +174,7 @@ def test_down_clears_what_a_killed_lab_left(lab: Lab) -> None:
     daemon.wait()
     assert lab.command("down").returncode == 0
     assert not leftovers.inspect(lab.paths)
-    assert Disk(lab.paths.state / "guests" / "101").image.is_file()
+    assert Home(lab.paths.state / "guests" / "101").disk.image.is_file()
     lab.command("down", "--delete")
     assert not (lab.paths.state / "guests").exists()
 

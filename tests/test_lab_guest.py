@@ -17,8 +17,10 @@ import pytest
 
 from lab import leftovers, namespace, network, sysctl
 from lab.cgroup import Cgroup
+from lab.disk import Disk
 from lab.driver import DriverError, GuestSpec, GuestStatus, Nic
-from lab.guest import Disk, LxcDriver
+from lab.guest import LxcDriver
+from lab.home import Home
 from lab.mirror import content
 from lab.paths import Paths
 from provisioning.poll import poll
@@ -295,7 +297,7 @@ def test_a_disk_is_as_large_as_declared_and_a_full_one_is_full_for_its_own_machi
     assert 1.8 * GIB < int(world.run(102, "df -B1 --output=size / | tail -n 1")) < 2 * GIB
     world.ensure(101)
     world.run(102, "head -c 200M /dev/urandom > /srv/large; sync /srv/large")
-    disk = Disk(world.paths.state / "guests" / "102")
+    disk = Home(world.paths.state / "guests" / "102").disk
     taken_bytes = disk.image.stat().st_blocks * 512
     filled = world.drive("execute", 102, ["sh", "-c", "fallocate -l 3G /srv/full; dd if=/dev/zero of=/srv/full bs=1M"])
     assert b"No space left on device" in filled.stderr
@@ -320,7 +322,7 @@ def test_a_snapshot_of_a_machine_that_writes_is_a_whole_file_system(world: World
     world.ensure(102)
     assert world.run(102, "cat /srv/b")
     world.drive("stop", 102)
-    assert complaints(Disk(world.paths.state / "guests" / "102")) == ""
+    assert complaints(Home(world.paths.state / "guests" / "102").disk) == ""
 
 
 def test_memory_is_limited(world: World) -> None:
@@ -348,7 +350,7 @@ def test_nothing_stays_after_everything_was_killed(tmp_path: Path) -> None:
     world = open_world(paths)
     world.drive("create_disk", TEMPLATE, image())
     world.ensure(101)
-    Disk(paths.state / "guests" / "101").image.unlink()
+    Home(paths.state / "guests" / "101").disk.image.unlink()
     (pid,) = world.pool._processes
     os.kill(pid, signal.SIGKILL)
     poll("its end", lambda: pid not in Cgroup(paths.run.name).members(), timeout_s=5, interval_s=0.05)

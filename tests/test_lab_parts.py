@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from lab import leftovers, sysctl
+from lab.boot import render_config, render_interfaces, render_preparation
 from lab.cgroup import Cgroup, Hierarchy, parse_hierarchies
 from lab.driver import DriverError, GuestSpec, Nic
-from lab.guest import Disk, LxcDriver, render_config, render_interfaces, render_preparation
+from lab.guest import LxcDriver
+from lab.home import Home
 from lab.lock import LabBusyError, Lock, is_held, live_owner, recorded_owner
 from lab.paths import Paths
 from lab.supervisor import ensure_ssh_key
@@ -165,7 +167,7 @@ def test_preparation_is_a_valid_script_that_quotes_what_it_is_given(first_boot: 
 
 
 def test_config_holds_limits_cards_and_nothing_dropped(tmp_path: Path) -> None:
-    text = render_config(SPEC, Disk(tmp_path), tmp_path / "root", cgroup=Cgroup("haproof-x"), lxcfs=None, cores=8)
+    text = render_config(SPEC, Home(tmp_path), tmp_path / "root", cgroup=Cgroup("haproof-x"), lxcfs=None, cores=8)
     settings = dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line)
     assert "lxc.cap.drop =" in text.splitlines()
     assert settings["lxc.cgroup.dir.container"] == "haproof-x/101"
@@ -185,7 +187,7 @@ def test_disks_are_copied_kept_put_back_and_removed(paths: Paths, tmp_path: Path
     image.write_bytes(b"x" * 4096)
     driver = LxcDriver(paths)
     driver.create_disk(9000, image)
-    template, clone = (Disk(paths.state / "guests" / vmid).image for vmid in ("9000", "101"))
+    template, clone = (Home(paths.state / "guests" / vmid).disk.image for vmid in ("9000", "101"))
     template.write_text("before")
     driver.clone_disk(9000, 101)
     template.write_text("after")
