@@ -3,17 +3,24 @@
 So none of them outlives a drill that was killed, and no secret is in a process list.
 """
 
+import argparse
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from pydantic import BaseModel
+
+from chaos.history import HistoryError, Recorder
+from chaos.priority import session_served_first
+
+Plan = TypeVar("Plan", bound=BaseModel)
 
 
 class Lost(Exception):
@@ -36,6 +43,33 @@ def listen(pipe: TextIO, stop: threading.Event) -> str:
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
     return plan
+
+
+def recording(
+    module: str,
+    does: str | None,
+    plan_type: type[Plan],
+    work: Callable[[Plan, Recorder, threading.Event], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """The main function of a recording process, with its exit code: `work` by the plan until told to end."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=does)
+    parser.add_argument("file", type=Path, help="where the record goes; must not exist")
+    file = parser.parse_args(arguments).file
+    session_served_first()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if not (told := listen(sys.stdin, stop)):
+        return 0  # nothing came of what it was started for
+    plan = plan_type.model_validate_json(told)
+    try:
+        recorder = Recorder.into(file)
+        work(plan, recorder, stop)
+    except HistoryError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    recorder.close()
+    return 0
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ with never delays a question, and what a question holds (a password) is in no pr
 SIGTERM, ends it.
 """
 
-import argparse
 import errno
 import http.client
 import os
 import select
-import signal
 import socket
 import ssl
 import struct
@@ -23,15 +21,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import pymysql
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from chaos.history import HistoryError, Probe, Recorder
-from chaos.lifeline import listen
-from chaos.priority import served_first, session_served_first
+from chaos.history import Probe, Recorder
+from chaos.lifeline import recording
+from chaos.priority import served_first
 from chaos.sql import connected
 
 CHUNK = 4096
@@ -416,23 +413,11 @@ def ask_all(plan: Plan, record: Callable[[Probe], None], stop: threading.Event) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the plan, ask until told to end, write the answers."""
-    parser = argparse.ArgumentParser(prog="python -m chaos.probe", description=__doc__)
-    parser.add_argument("file", type=Path, help="where the answers go; must not exist")
-    file = parser.parse_args(arguments).file
-    session_served_first()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    if not (told := listen(sys.stdin, stop)):
-        return 0  # nothing came of what it was started for
-    plan = Plan.model_validate_json(told)
-    try:
-        recorder = Recorder.into(file)
-        ask_all(plan, recorder.record, stop)
-    except HistoryError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    recorder.close()
-    return 0
+
+    def ask(plan: Plan, answers: Recorder, stop: threading.Event) -> None:
+        ask_all(plan, answers.record, stop)
+
+    return recording("chaos.probe", __doc__, Plan, ask, arguments)
 
 
 if __name__ == "__main__":

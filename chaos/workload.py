@@ -4,10 +4,8 @@ A process of its own, `python -m chaos.workload FILE`, with the plan on its stan
 SIGTERM, ends it. Each acknowledgement is on the disk before it counts.
 """
 
-import argparse
 import hashlib
 import secrets
-import signal
 import sys
 import threading
 import time
@@ -15,15 +13,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pymysql
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from chaos.history import HistoryError, Recorder, Write
-from chaos.lifeline import listen
-from chaos.priority import session_served_first
+from chaos.history import Recorder, Write
+from chaos.lifeline import recording
 from chaos.sql import connected
 from provisioning.wordpress import WordPress, png
 
@@ -213,26 +209,14 @@ def write_together(writers: Sequence[AnyWriter], record: Callable[[Write], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the plan, write until told to end."""
-    parser = argparse.ArgumentParser(prog="python -m chaos.workload", description=__doc__)
-    parser.add_argument("file", type=Path, help="the ledger; must not exist")
-    file = parser.parse_args(arguments).file
-    session_served_first()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    if not (told := listen(sys.stdin, stop)):
-        return 0  # nothing came of what it was started for
-    plan = Plan.model_validate_json(told)
-    for writer in plan.writers:
-        if isinstance(writer, Editing):
-            writer.by(plan.editor)
-    ledger = Recorder.into(file)
-    try:
+
+    def write(plan: Plan, ledger: Recorder, stop: threading.Event) -> None:
+        for writer in plan.writers:
+            if isinstance(writer, Editing):
+                writer.by(plan.editor)
         write_together(plan.writers, lambda event: ledger.record(event, durable=True), stop)
-    except HistoryError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    ledger.close()
-    return 0
+
+    return recording("chaos.workload", __doc__, Plan, write, arguments)
 
 
 if __name__ == "__main__":
