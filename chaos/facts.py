@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,6 +103,34 @@ def from_before(pods: Iterable[Mapping[str, Any]], booted_s: Mapping[str, float]
     return sorted(found)
 
 
+def stale_endpoints(slices: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Addresses that Services take for those of ready Pods, which have them no more, as `service at address`. Pure.
+
+    Both in the API's JSON.
+    """
+    held: dict[tuple[str, str], set[str]] = {
+        (pod["metadata"]["namespace"], pod["metadata"]["name"]): {one["ip"] for one in pod["status"].get("podIPs", [])}
+        for pod in pods
+    }
+    found = set()
+    for one in slices:
+        namespace, labels = one["metadata"]["namespace"], one["metadata"].get("labels", {})
+        service = labels.get("kubernetes.io/service-name", one["metadata"]["name"])
+        for endpoint in one.get("endpoints") or []:
+            behind = endpoint.get("targetRef") or {}
+            if behind.get("kind") == "Pod" and endpoint["conditions"].get("ready"):
+                gone = {*endpoint["addresses"]} - held.get((namespace, behind["name"]), set())
+                found |= {f"{service} at {address}" for address in gone}
+    return sorted(found)
+
+
+def items_of(ask: Callable[..., Any]) -> Sequence[Mapping[str, Any]]:
+    """What a call of the API lists, in its JSON: making objects of it would take the drill's processor."""
+    told = json.loads(ask(_preload_content=False, _request_timeout=REQUEST_TIMEOUT_S).data)
+    items: Sequence[Mapping[str, Any]] = told["items"]
+    return items
+
+
 @dataclass(frozen=True)
 class Live:
     """A target as it is now."""
@@ -178,12 +206,13 @@ class Live:
 
     def states(self) -> Mapping[str, str]:
         """The target's parts by name, each with its state in a word or two: “whole”, or what it is instead."""
-        with ThreadPoolExecutor(1) as pool:
-            vms = pool.submit(self._vms)
+        with ThreadPoolExecutor(2) as pool:
+            vms, pods = pool.submit(self._vms), pool.submit(items_of, self.cluster.core.list_pod_for_all_namespaces)
             parts: Mapping[str, Callable[[], str]] = {
                 "machines": lambda: self._machines(vms.result()),
                 "nodes": self._nodes,
-                "restarts": lambda: self._restarts(vms.result()),
+                "restarts": lambda: self._restarts(vms.result(), pods.result()),
+                "endpoints": lambda: self._endpoints(pods.result()),
                 "replicas": self._replicas,
                 "add-ons": self._addons,
                 "database": self._database,
@@ -220,7 +249,7 @@ class Live:
         found = nodes_under_pressure(listed, names) | unready_nodes(listed, names)
         return "; ".join(f"{name} {state}" for name, state in sorted(found.items())) or WHOLE
 
-    def _restarts(self, found: Mapping[int, Vm]) -> str:
+    def _restarts(self, found: Mapping[int, Vm], pods: Sequence[Mapping[str, Any]]) -> str:
         """Whether what ran on a machine that lost its power has been started again.
 
         The API tells of it as it was until the machine's kubelet says otherwise: a node that was away for less than its
@@ -232,9 +261,14 @@ class Live:
             for machine in self.session.environment.cluster_machines
             if (vm := found.get(machine.vmid)) and vm.status == "running"
         }
-        told = self.cluster.core.list_pod_for_all_namespaces(_preload_content=False, _request_timeout=REQUEST_TIMEOUT_S)
-        left = from_before(json.loads(told.data)["items"], booted_s)
+        left = from_before(pods, booted_s)
         return f"not started since the boot: {', '.join(left)}" if left else WHOLE
+
+    def _endpoints(self, pods: Sequence[Mapping[str, Any]]) -> str:
+        """Whether Services route to addresses that Pods have; the controller that lost its API is told late of both."""
+        slices = items_of(self.cluster.discovery.list_endpoint_slice_for_all_namespaces)
+        stale = stale_endpoints(slices, pods)
+        return f"no Pod's any more: {', '.join(stale)}" if stale else WHOLE
 
     def _replicas(self) -> str:
         return next(iter(unready_replicas(self.cluster)), WHOLE)

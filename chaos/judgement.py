@@ -22,7 +22,7 @@ UNASKED_INTERVALS, UNASKED_S = 5, 2.0
 HEALING_S = 60.0
 UPLOAD = "upload"
 # What is seen from outside, or comes after: its change is no sign that the target's own parts noticed anything.
-NOT_DETECTING = {"machines", "restarts", "site", "clock"}
+NOT_DETECTING = {"machines", "restarts", "endpoints", "site", "clock"}
 # Whom a layer asks to answer; of layers with names of their own (`pod/…`), what stands before the slash.
 ASKS: Mapping[str, tuple[str, ...]] = {
     "public": ("vip",),

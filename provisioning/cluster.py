@@ -61,6 +61,11 @@ class Cluster:
         return client.AppsV1Api(self.api)
 
     @property
+    def discovery(self) -> client.DiscoveryV1Api:
+        """What Services route to."""
+        return client.DiscoveryV1Api(self.api)
+
+    @property
     def dynamic(self) -> DynamicClient:
         """Everything by kind, custom resources included; discovers the API's resources anew."""
         return DynamicClient(self.api)

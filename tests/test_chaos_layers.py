@@ -49,12 +49,27 @@ def test_half_an_answer_of_a_part_is_none(monkeypatch: pytest.MonkeyPatch) -> No
 
 def pod(name: str, node: str, *started: str | None, deleted: bool = False) -> dict[str, Any]:
     """As the API has it; `None` is a container that does not run."""
+    metadata = {"name": name, "namespace": "kube-system"}
+    if deleted:
+        metadata["deletionTimestamp"] = "2026-11-28T12:00:00Z"
     states = [{"running": {"startedAt": at}} if at else {"waiting": {"reason": "CrashLoopBackOff"}} for at in started]
     return {
-        "metadata": {"name": name, **({"deletionTimestamp": "2026-11-28T12:00:00Z"} if deleted else {})},
+        "metadata": metadata,
         "spec": {"nodeName": node},
-        "status": {"containerStatuses": [{"state": state} for state in states]},
+        "status": {"containerStatuses": [{"state": state} for state in states], "podIPs": [{"ip": "10.244.0.4"}]},
     }
+
+
+def endpoint(behind: str, address: str, *, ready: bool = True) -> dict[str, Any]:
+    """As an EndpointSlice has it."""
+    return {"addresses": [address], "conditions": {"ready": ready}, "targetRef": {"kind": "Pod", "name": behind}}
+
+
+def endpoint_slice(service: str, *endpoints: dict[str, Any]) -> dict[str, Any]:
+    """As the API has it."""
+    labels = {"kubernetes.io/service-name": service}
+    metadata = {"name": f"{service}-abcde", "namespace": "kube-system", "labels": labels}
+    return {"metadata": metadata, "endpoints": [*endpoints] or None}
 
 
 def test_what_the_api_tells_from_before_a_boot_is_found() -> None:
@@ -73,6 +88,23 @@ def test_what_the_api_tells_from_before_a_boot_is_found() -> None:
     assert facts.from_before(pods, {"n1": booted}) == ["half on n1", "speaker-a on n1"]
 
 
+def test_an_address_that_a_service_routes_to_and_no_pod_has_is_found() -> None:
+    """A Pod has another address after a boot; the controller that keeps the slices may have lost its API meanwhile."""
+    pods = [
+        pod("coredns", "n1", "2026-11-28T12:00:00Z"),
+        {"metadata": {"name": "pending", "namespace": "kube-system"}, "spec": {}, "status": {}},
+    ]
+    slices = [
+        endpoint_slice("kube-dns", endpoint("coredns", "10.244.0.2"), endpoint("coredns", "10.244.0.4")),
+        endpoint_slice("gone", endpoint("replaced", "10.244.0.3"), endpoint("replaced", "10.244.0.5", ready=False)),
+        endpoint_slice("unmade", endpoint("pending", "10.244.0.9")),
+        endpoint_slice("empty"),
+        endpoint_slice("outside", {"addresses": ["172.31.0.11"], "conditions": {"ready": True}}),
+    ]
+    expected = ["gone at 10.244.0.3", "kube-dns at 10.244.0.2", "unmade at 10.244.0.9"]
+    assert facts.stale_endpoints(slices, pods) == expected
+
+
 def test_a_target_is_not_whole_before_what_runs_on_a_machine_has_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     master, machines = ENVIRONMENT.with_role(Role.CONTROL_PLANE)[0], ENVIRONMENT.machines
     tags = frozenset({ENVIRONMENT.tag})
@@ -82,12 +114,20 @@ def test_a_target_is_not_whole_before_what_runs_on_a_machine_has_started_again(m
         list_pod_for_all_namespaces=lambda **_: SimpleNamespace(data=json.dumps({"items": pods}).encode())
     )
     session = SimpleNamespace(environment=ENVIRONMENT, hypervisor=SimpleNamespace(vms=lambda: vms))
-    live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=core)))
+    slices = [endpoint_slice("kube-dns", endpoint("speaker", "10.244.0.4"))]
+    discovery = SimpleNamespace(
+        list_endpoint_slice_for_all_namespaces=lambda **_: SimpleNamespace(data=json.dumps({"items": slices}).encode())
+    )
+    live = facts.Live(cast(Session, session), cast(Cluster, SimpleNamespace(core=core, discovery=discovery)))
     noon_s = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC).timestamp()
     monkeypatch.setattr(facts, "time", SimpleNamespace(time=lambda: noon_s))
     for other in ("_nodes", "_replicas", "_addons", "_database", "_site"):
         monkeypatch.setattr(facts.Live, other, lambda _: facts.WHOLE)
     assert live.whole()
+    slices += [endpoint_slice("kube-dns", endpoint("speaker", "10.244.0.2"))]
+    with pytest.raises(NotYet, match=r"^endpoints: no Pod's any more: kube-dns at 10\.244\.0\.2$"):
+        live.whole()
+    del slices[-1]
     vms[master.vmid] = replace(vms[master.vmid], uptime_s=60)
     with pytest.raises(NotYet, match=f"^restarts: not started since the boot: speaker on {master.name}$"):
         live.whole()
