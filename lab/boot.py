@@ -1,4 +1,4 @@
-"""What a guest boots with: its name, user and network as cloud-init would set them, and LXC's configuration. Pure."""
+"""What a guest boots with: its name, user and network as cloud-init would set them, and LXC's configuration."""
 
 import shlex
 import signal
