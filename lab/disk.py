@@ -23,7 +23,7 @@ class Disk:
 
     image: Path
 
-    def copy(self, source: "Disk") -> None:
+    def copy_from(self, source: "Disk") -> None:
         """Be what `source` is, in one step: it is copied beside this file first."""
         unfinished = self.image.with_name(f".{self.image.name}")
         _run("cp", "--reflink=auto", "--sparse=always", source.image, unfinished)

@@ -72,14 +72,14 @@ class LxcDriver:
     def create_disk(self, vmid: int, image: Path) -> None:
         """Copy the image."""
         with self._new_home(vmid) as home:
-            home.disk.copy(Disk(image))
+            home.disk.copy_from(Disk(image))
 
     def clone_disk(self, source_vmid: int, vmid: int) -> None:
         """Copy the source's disk, frozen meanwhile."""
         with self._lock(source_vmid):
             source = self._home(source_vmid)
             with self._new_home(vmid) as home, self._still(source_vmid):
-                home.disk.copy(source.disk)
+                home.disk.copy_from(source.disk)
 
     def delete_disk(self, vmid: int) -> None:
         """Remove everything of `vmid`."""
@@ -101,7 +101,7 @@ class LxcDriver:
                 raise DriverError(f"guest {vmid}: snapshot {name} exists already: delete it first")
             kept.image.parent.mkdir(exist_ok=True)
             with self._still(vmid), _named(vmid, f"snapshot {name}"):
-                kept.copy(home.disk)
+                kept.copy_from(home.disk)
 
     def rollback(self, vmid: int, name: str) -> None:
         """Replace the disk by a copy of the snapshot, in one step."""
@@ -109,7 +109,7 @@ class LxcDriver:
             self._require_stopped(vmid, f"rollback to {name}")
             kept = self._snapshot(vmid, name)
             with _named(vmid, f"rollback to {name}"):
-                self._home(vmid).disk.copy(kept)
+                self._home(vmid).disk.copy_from(kept)
 
     def delete_snapshot(self, vmid: int, name: str) -> None:
         """Remove the snapshot's copy."""
