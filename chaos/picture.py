@@ -11,6 +11,7 @@ from chaos.history import History, Probe, Write
 from chaos.judgement import PAGE_PATIENCE_S, PATIENCE_S, Judgement, held_back
 from chaos.outage import Outage
 
+LEAST_S = 1e-4  # a logarithmic axis has no place for an answer at once
 LETTER = 0.085  # of an inch, at the size that layers are written in
 COLOURS: Mapping[str, str] = {
     "up": "#8fc7a0",
@@ -64,6 +65,8 @@ def _kind(outage: Outage, until_s: float) -> str:
 def _latencies(history: History, layer: str) -> tuple[Sequence[float], Sequence[float]] | None:
     events = [*history.of(Probe), *(write.as_probe for write in history.of(Write))]
     found = [
-        (event.intended_s, event.ended_s - event.intended_s) for event in events if event.layer == layer and event.ok
+        (event.intended_s, max(event.ended_s - event.intended_s, LEAST_S))
+        for event in events
+        if event.layer == layer and event.ok
     ]
     return ([at_s for at_s, _ in found], [latency_s for _, latency_s in found]) if found else None
