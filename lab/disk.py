@@ -2,11 +2,11 @@
 
 import fcntl
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab import loop, namespace
+from lab.tool import run
 from provisioning.poll import NotYet, poll
 
 RELEASE_TIMEOUT_S = 30.0
@@ -26,7 +26,7 @@ class Disk:
     def copy_from(self, source: "Disk") -> None:
         """Be what `source` is, in one step: it is copied beside this file first."""
         unfinished = self.image.with_name(f".{self.image.name}")
-        _run("cp", "--reflink=auto", "--sparse=always", source.image, unfinished)
+        run("cp", "--reflink=auto", "--sparse=always", source.image, unfinished)
         unfinished.replace(self.image)
 
     def mount(self, root: Path, size_bytes: int) -> None:
@@ -65,10 +65,10 @@ class Disk:
         """
         if self.image.stat().st_size > size_bytes:
             return
-        _run("e2fsck", "-p", self.image, most=MENDED)
+        run("e2fsck", "-p", self.image, most=MENDED)
         os.truncate(self.image, size_bytes)
         # Forced, as it else wants every block looked at first.
-        _run("resize2fs", "-f", self.image)
+        run("resize2fs", "-f", self.image)
 
 
 def settle(root: Path) -> None:
@@ -77,17 +77,9 @@ def settle(root: Path) -> None:
     From the file system's journal too: else a copy might have the journal's beginning from after, and a block from
     before that.
     """
-    _run("sync", "--file-system", root)
+    run("sync", "--file-system", root)
     directory = os.open(root, os.O_RDONLY)
     try:
         fcntl.ioctl(directory, EXT4_IOC_CHECKPOINT, bytes(4))
     finally:
         os.close(directory)
-
-
-def _run(*argv: str | Path, most: int = 0) -> None:
-    """Run a tool that ends with `most` at most; raises OSError with what it said."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode > most or done.returncode < 0:
-        said = (done.stderr.strip() or done.stdout.strip()).replace("\n", "; ")[-500:]
-        raise OSError(f"{argv[0]}: {said or f'exit {done.returncode}'}")

@@ -20,6 +20,7 @@ from lab.disk import Disk, settle
 from lab.driver import DriverError, ExecResult, GuestSpec, GuestStatus, Interface
 from lab.home import Home
 from lab.paths import Paths
+from lab.tool import run
 from provisioning.poll import DeadlineExceeded, NotYet, poll
 
 START_TIMEOUT_S = 30.0
@@ -32,14 +33,6 @@ class _Running:
     spec: GuestSpec
     process: subprocess.Popen[bytes]
     ended: threading.Event = field(default_factory=threading.Event)
-
-
-def _command(*argv: str | Path, guest: int | str, what: str, stdin: str | None = None) -> str:
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        cause = (done.stderr or done.stdout).strip().replace("\n", "; ")[-500:] or f"exit {done.returncode}"
-        raise DriverError(f"guest {guest}: {what} failed: {cause}")
-    return done.stdout
 
 
 @contextmanager
@@ -255,15 +248,8 @@ class LxcDriver:
     def interfaces(self, vmid: int) -> tuple[Interface, ...]:
         """Look at the guest's network from the machine: the answer needs nothing inside."""
         pid = self._init_pid(self._require_running(vmid, "list of interfaces"))
-        listing = _command(
-            "nsenter",
-            f"--net=/proc/{pid}/ns/net",
-            "ip",
-            "-j",
-            "address",
-            guest=vmid,
-            what="list of interfaces",
-        )
+        with _named(vmid, "list of interfaces"):
+            listing = run("nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-j", "address")
         return tuple(
             Interface(
                 name=link["ifname"],
@@ -349,7 +335,8 @@ class LxcDriver:
         devices.mkdir(exist_ok=True)
         namespace.mount("/dev", devices, flags=namespace.MS_BIND)
         try:
-            _command("chroot", root, "/bin/sh", "-s", guest=spec.vmid, what="preparation", stdin=script)
+            with _named(spec.vmid, "preparation"):
+                run("chroot", root, "/bin/sh", "-s", stdin=script)
         finally:
             namespace.unmount(devices)
         home.booted.touch()

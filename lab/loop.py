@@ -1,8 +1,9 @@
 """Loop devices: files as disks (loop(4)). What mounts one leaves it to the mount, with which it goes."""
 
-import subprocess
 from contextlib import suppress
 from pathlib import Path
+
+from lab.tool import run
 
 
 def devices() -> dict[str, str]:
@@ -20,16 +21,9 @@ def attach(file: Path) -> Path:
 
     The file's blocks are cached once, as the device's, and not a second time below it.
     """
-    found = subprocess.run(
-        ["losetup", "--find", "--show", "--direct-io=on", file], capture_output=True, text=True, check=False
-    )
-    if found.returncode:
-        raise OSError(found.stderr.strip())
-    return Path(found.stdout.strip())
+    return Path(run("losetup", "--find", "--show", "--direct-io=on", file).strip())
 
 
 def release(device: Path) -> None:
     """Let go of a device at once, or with the mount that still needs it; raises OSError."""
-    done = subprocess.run(["losetup", "--detach", device], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(done.stderr.strip())
+    run("losetup", "--detach", device)

@@ -1,6 +1,6 @@
 """Lies about what is configured on a Kubernetes node."""
 
-import base64
+import shlex
 
 from environments.model import Machine, Role
 from tests.sabotage.lie import Lie, Tell, edited, on
@@ -29,12 +29,12 @@ def sed(path: str, old: str, new: str, then: str = "true") -> Tell:
     return on(worker, f"{edited(path, f's|{old}|{new}|')}; {then}", f"mv {path}.sabotage {path}; {then}")
 
 
-def sham(program: str, says: str) -> Tell:
-    """A program says one thing to whatever it is asked."""
-    script = base64.b64encode(f"#!/bin/sh\nprintf '%b' '{says}'\n".encode()).decode()
+def sham(program: str, script: str) -> Tell:
+    """A program is a script of the shell."""
+    text = shlex.quote(f"#!/bin/sh\n{script}\n")
     return on(
         worker,
-        f"mv {program} {program}.sabotage; echo {script} | base64 -d > {program}; chmod 755 {program}",
+        f"mv {program} {program}.sabotage; printf %s {text} > {program}; chmod 755 {program}",
         f"mv {program}.sabotage {program}",
     )
 
@@ -111,14 +111,14 @@ LIES = (
         LAYER,
         ("P12",),
         "expected kubectl .* found v1.29.0",
-        sham("/usr/bin/kubectl", '{"clientVersion": {"gitVersion": "v1.29.0"}}'),
+        sham("/usr/bin/kubectl", """echo '{"clientVersion": {"gitVersion": "v1.29.0"}}'"""),
     ),
     Lie(
         "file-system-not-grown",
         LAYER,
         ("P13",),
         "expected file systems of about 20 GiB, found 2.0",
-        sham("/usr/bin/df", "Filesystem 1B-blocks\\n/dev/sda1 2147483648\\n"),
+        sham("/usr/bin/df", "echo Filesystem 1B-blocks; echo /dev/sda1 2147483648"),
     ),
     Lie(
         "another-debian",

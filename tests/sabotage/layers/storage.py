@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from environments.model import Machine, Role
 from tests.sabotage.layers.database import unit_disabled
-from tests.sabotage.layers.nodes import worker
+from tests.sabotage.layers.nodes import sham
 from tests.sabotage.lie import Lie, Tell, edited, on
 from tests.sabotage.stage import Stage
 
@@ -43,8 +43,7 @@ def wrong_owner(stage: Stage) -> Iterator[None]:
         yield
 
 
-HELPER = "/sbin/mount.nfs"
-SHAM = "#!/bin/sh\\nfor word; do case $word in /*) target=$word ;; esac; done\\nexec mount -i -t tmpfs sham $target\\n"
+MOUNTS_NOTHING = "for word; do case $word in /*) target=$word ;; esac; done; exec mount -i -t tmpfs sham $target"
 LIES = (
     Lie(
         "exported-to-the-world",
@@ -108,11 +107,7 @@ LIES = (
         LAYER,
         ("P7",),
         "mounted by NFS on .*, found another disk",
-        on(
-            worker,
-            f"mv {HELPER} {HELPER}.sabotage; printf '{SHAM}' > {HELPER}; chmod 755 {HELPER}",
-            f"mv {HELPER}.sabotage {HELPER}",
-        ),
+        sham("/sbin/mount.nfs", MOUNTS_NOTHING),
         scenarios=("A file that one worker writes is read on all",),
     ),
     Lie(
