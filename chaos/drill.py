@@ -145,6 +145,7 @@ class Run:
     interrupted: bool = field(default=False, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _why: str = field(default="", init=False)
+    _unhealed: list[Planned] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._began_s = time.monotonic()
@@ -239,10 +240,18 @@ class Run:
 
     def _heal(self, recorder: Recorder) -> None:
         """Whatever is still broken; what cannot be healed is told to the one who can do it by hand."""
+        began_s = time.monotonic()
         try:
             self._journal.heal(self.session)
         except (HealFailed, OSError, ValueError) as error:
             self._abort(recorder, f"healing failed: {error}")
+            return
+        # Told afterwards, as a full disk is no reason to leave anything broken.
+        with suppress(HistoryError):
+            while self._unhealed:
+                one = self._unhealed.pop()
+                for step, at_s in (("heal", began_s), ("healed", time.monotonic())):
+                    recorder.record(stepping(one, step, at_s), durable=True)
 
     def _abort(self, recorder: Recorder, why: str) -> None:
         self.say(f"ending early: {why}")
@@ -363,9 +372,11 @@ class Run:
             if healing:
                 with stepped(recorder, one, ("heal", "healed")):
                     self._journal.heal(self.session, one.wounds)
+                self._unhealed.remove(one)
                 continue
             self._journal.note(one.wounds)
             with stepped(recorder, one, ("inject", "injected")):
+                self._unhealed.append(one)
                 in_parallel(one.struck, lambda struck, kind=one.kind: kind.inject(self.session, struck))  # type: ignore[misc]
             self.say(f"{one.kind.name} of {names}, held for {one.blow.hold_s:g} s")
         self._phase(recorder, "redundancy")
@@ -485,10 +496,14 @@ def tightened(found: Allowed | None, layer: str, seconds: float) -> Allowed:
 @contextmanager
 def stepped(recorder: Recorder, plan: Planned, steps: tuple[str, str]) -> Iterator[None]:
     """Record the beginning and the end of what is done to machines."""
-    names = tuple(machine.name for machine in plan.machines)
     for at, step in enumerate(steps):
-        event = {"step": step, "name": plan.kind.name, "targets": names, "at_s": time.monotonic()}
-        event |= {"takes_data": plan.blow.takes_data}
-        recorder.record(Fault.model_validate(event), durable=True)
+        recorder.record(stepping(plan, step, time.monotonic()), durable=True)
         if at == 0:
             yield
+
+
+def stepping(plan: Planned, step: str, at_s: float) -> Fault:
+    """The event that a step was made of what is done to machines. Pure."""
+    names = tuple(machine.name for machine in plan.machines)
+    told = {"step": step, "name": plan.kind.name, "targets": names, "at_s": at_s, "takes_data": plan.blow.takes_data}
+    return Fault.model_validate(told)

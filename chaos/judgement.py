@@ -198,8 +198,8 @@ def _advanced(strike: Strike, fault: Fault) -> Strike:
     match fault.step:
         case "injected":
             return replace(strike, injected_s=fault.at_s)
-        case "heal":
-            return replace(strike, heal_s=fault.at_s)
+        case "heal":  # that the first attempt failed does not make it begin later
+            return strike if strike.heal_s is not None else replace(strike, heal_s=fault.at_s)
         case _:
             return replace(strike, healed_s=fault.at_s)
 

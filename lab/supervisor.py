@@ -176,6 +176,7 @@ class Supervisor:
                     "visitors",
                     ["nsenter", f"--net=/proc/self/fd/{visitors}", "--", "tinyproxy", "-d", "-c", str(proxy)],
                     descriptors=(visitors,),
+                    another_machine=True,
                 ),
                 Child("registry", ["docker-registry", "serve", str(registry)]),
                 Child(
@@ -191,6 +192,7 @@ class Supervisor:
                         *map(str, edge_fds),
                     ],
                     descriptors=edge_fds,
+                    another_machine=True,
                 ),
             ):
                 child.start()

@@ -293,6 +293,8 @@ def test_ctrl_c_heals_and_judges(world: World) -> None:
     told = world.run().finding
     assert told.verdict is Verdict.UNKNOWN
     assert "the drill ended early: KeyboardInterrupt" in told.reason
+    assert "never healed" not in told.reason
+    assert [fault.step for fault in world.history.of(Fault)] == ["inject", "injected", "heal", "healed"]
     assert world.noted_at_their_end == [], "healed only after everybody had been waited for"
     world.assert_healed()
 

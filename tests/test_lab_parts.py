@@ -11,12 +11,14 @@ import pytest
 from lab import leftovers, sysctl
 from lab.boot import render_config, render_interfaces, render_preparation
 from lab.cgroup import Cgroup, Hierarchy, parse_hierarchies
+from lab.child import Child
 from lab.driver import DriverError, GuestSpec, Nic
 from lab.guest import LxcDriver
 from lab.home import Home
 from lab.lock import LabBusyError, Lock, is_held, live_owner, recorded_owner
 from lab.paths import Paths
 from lab.supervisor import ensure_ssh_key
+from tests.processes import children
 
 SPEC = GuestSpec(
     vmid=101,
@@ -233,3 +235,16 @@ def test_ssh_key_is_made_once_and_private(tmp_path: Path) -> None:
     assert (tmp_path / "id_ed25519.pub").read_text().startswith("ssh-ed25519 ")
     ensure_ssh_key(key)
     assert key.read_bytes() == made
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="may not ask to be served first")
+@pytest.mark.parametrize(("another_machine", "policy"), [(True, os.SCHED_RR), (False, os.SCHED_OTHER)])
+def test_what_stands_for_another_machine_is_served_first_by_the_processor(another_machine: bool, policy: int) -> None:
+    before = set(children(os.getpid()))
+    child = Child("sham", ["sleep", "60"], another_machine=another_machine)
+    child.start()
+    try:
+        (pid,) = set(children(os.getpid())) - before
+        assert os.sched_getscheduler(pid) == policy
+    finally:
+        child.end()

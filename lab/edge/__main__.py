@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 from pathlib import Path
@@ -21,9 +20,6 @@ from lab.edge.public import Edge
 from lab.edge.store import Store
 from lab.edge.tunnel import Tunnels
 
-NICENESS = -10  # what it stands for is on other machines: that this one is busy is not to slow it
-# Where the kernel groups by session, its nice value counts among the groups, and a process's within its own (sched(7)).
-SESSION_NICENESS = Path("/proc/self/autogroup")
 EVERY_SCOPE = frozenset({"tunnel", "dns", "access"})
 
 
@@ -97,9 +93,6 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--fds", type=int, nargs=3, required=True, metavar=("PUBLIC", "API", "TUNNEL"))
     arguments = parser.parse_args()
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
-        SESSION_NICENESS.write_text(str(NICENESS))
     public, api, tunnel = (socket.socket(fileno=fd) for fd in arguments.fds)
     asyncio.run(serve(arguments.state, public, api, tunnel))
 
