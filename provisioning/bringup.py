@@ -17,6 +17,7 @@ from provisioning.database import Database, DatabaseDeclared
 from provisioning.edge import AccessDeclared, ConnectorRunning, HostAnswers, TunnelDeclared
 from provisioning.hypervisor import Hypervisor, HypervisorError
 from provisioning.kubeadm import ControlPlaneBegun, Kubeadm, NodesJoined, Progress
+from provisioning.kubelet import KubeletsConfigured
 from provisioning.machines import (
     Machines,
     MachinesCloned,
@@ -76,6 +77,7 @@ def actions(environment: Environment, state: State) -> list[Action]:
         ApiAnswers(cluster, begun),
         ManifestApplied(cluster, environment.kubernetes.cni.manifest, "pod network", begun),
         StrictArp(cluster, begun),
+        KubeletsConfigured(cluster, kubeadm, begun),
         NodesJoined(kubeadm, Role.CONTROL_PLANE, "control planes joined"),
         NodesJoined(kubeadm, Role.WORKER, "workers joined"),
         WorkersLabelled(cluster, begun),

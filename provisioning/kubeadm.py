@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -41,10 +41,14 @@ def cluster_documents(environment: Environment, version: str) -> list[dict[str, 
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            "cgroupDriver": "systemd",
-            **kubernetes.kubelet,
+            **kubelet_settings(environment),
         },
     ]
+
+
+def kubelet_settings(environment: Environment) -> Mapping[str, Any]:
+    """What every kubelet is told, beyond what kubeadm tells it by itself. Pure."""
+    return {"cgroupDriver": "systemd", **environment.kubernetes.kubelet}
 
 
 def registration(environment: Environment) -> dict[str, Any]:

@@ -39,6 +39,7 @@ ACTIONS = (
     "Kubernetes API",
     "pod network",
     "strictARP",
+    "kubelet settings",
     "control planes joined",
     "workers joined",
     "worker labels",
