@@ -19,7 +19,10 @@ MAP = "kubelet-config"
 KEY = "kubelet"
 STARTED = "systemctl show --timestamp=us+utc --property=ExecMainStartTimestamp --value kubelet"
 # The settings, and as a second document the file's name where kubelet was started before it was last written.
-LOOK = f'cat {CONFIG}; echo; echo ---; ! systemctl is-active --quiet kubelet || find {CONFIG} -newermt "$({STARTED})"'
+LOOK = f"""
+    echo ---; cat {CONFIG}
+    echo ---; ! systemctl is-active --quiet kubelet || find {CONFIG} -newermt "$({STARTED})"
+"""
 # kubeadm's own way to let a node that has joined take over what its ConfigMap says by now.
 TAKE_OVER = "kubeadm upgrade node phase kubelet-config && systemctl restart kubelet"
 
@@ -80,7 +83,7 @@ class KubeletsConfigured:
             if self.kubeadm.progress(machine) is not Progress.FINISHED:
                 return []
             settings, outdated = yaml.safe_load_all(self.kubeadm.shell.check(machine, LOOK))
-            differing = told(self._declared, settings, machine.name)
+            differing = told(self._declared, settings or {}, machine.name)  # an empty file is written anew
             return differing or ([f"restart kubelet on {machine.name}, for its settings changed"] if outdated else [])
 
         environment = self.cluster.environment

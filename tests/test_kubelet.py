@@ -41,7 +41,8 @@ class Nodes:
             self.outdated -= {machine.name}
             return ""
         assert script == LOOK
-        return f"{yaml.safe_dump(self.held[machine.name])}\n---\n{CONFIG if machine.name in self.outdated else ''}\n"
+        held = self.held[machine.name]
+        return f"---\n{yaml.safe_dump(held) if held else ''}---\n{CONFIG if machine.name in self.outdated else ''}\n"
 
 
 @pytest.fixture
