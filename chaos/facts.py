@@ -19,7 +19,7 @@ from websocket import WebSocketException
 from certificate.verdict import NotExercised
 from chaos.history import SILENCE
 from chaos.target import Facts
-from chaos.timers import Timers, dns_ttl_s, duration_s, grace_s, tolerated_s
+from chaos.timers import Timers, dns_ttl_s, grace_s, tolerated_s
 from environments.model import Role
 from provisioning.account import Account
 from provisioning.action import ActionFailed
@@ -32,6 +32,7 @@ from provisioning.cluster import (
     unready_nodes,
     unready_workloads,
 )
+from provisioning.duration import duration_s
 from provisioning.hypervisor import HypervisorError, Vm, owned
 from provisioning.ndb import Ndb, taking_part
 from provisioning.poll import DeadlineExceeded, NotYet

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
+from provisioning.duration import duration_s
+
 HELD = "held for"
-UNITS_S = MappingProxyType({"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
 
 
 class Toleration(Protocol):
@@ -88,14 +89,6 @@ class Budget:
 
 def _budget(**parts: float) -> Budget:
     return Budget(MappingProxyType({name.replace("_", " "): seconds for name, seconds in parts.items()}))
-
-
-def duration_s(text: str) -> float:
-    """Seconds in a duration as Go prints it, `1m30s`; raises ValueError. Pure."""
-    found = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text)
-    if not found or "".join(number + unit for number, unit in found) != text:
-        raise ValueError(f"not a duration: {text!r}")
-    return sum(float(number) * UNITS_S[unit] for number, unit in found)
 
 
 def grace_s(command: list[str]) -> float:

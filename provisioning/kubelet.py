@@ -1,9 +1,9 @@
 """What kubelets are told, those of nodes too that joined before it was declared."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,30 +11,21 @@ import yaml
 
 from environments.model import Machine, Role
 from provisioning.cluster import REQUEST_TIMEOUT_S, Cluster
+from provisioning.duration import duration_s
 from provisioning.kubeadm import Kubeadm, Progress, kubelet_settings
 from provisioning.machines import in_parallel
+from provisioning.unit import started_before
 
 CONFIG = "/var/lib/kubelet/config.yaml"
 MAP = "kubelet-config"
 KEY = "kubelet"
-STARTED = "systemctl show --timestamp=us+utc --property=ExecMainStartTimestamp --value kubelet"
 # The settings, and as a second document the file's name where kubelet was started before it was last written.
 LOOK = f"""
     echo ---; cat {CONFIG}
-    echo ---; ! systemctl is-active --quiet kubelet || find {CONFIG} -newermt "$({STARTED})"
+    echo ---; {started_before("kubelet", CONFIG)}
 """
 # kubeadm's own way to let a node that has joined take over what its ConfigMap says by now.
 TAKE_OVER = "kubeadm upgrade node phase kubelet-config && systemctl restart kubelet"
-
-UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-PART = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS_S)})")
-
-
-def duration_s(value: object) -> float | None:
-    """Seconds of a duration as Go writes it ("1m0s"); None for anything else. Pure."""
-    if not isinstance(value, str) or not (parts := PART.findall(value)) or PART.sub("", value):
-        return None
-    return sum(float(number) * UNITS_S[unit] for number, unit in parts)
 
 
 def settled(declared: object, found: object) -> bool:
@@ -44,8 +35,10 @@ def settled(declared: object, found: object) -> bool:
     """
     if isinstance(declared, Mapping):
         return isinstance(found, Mapping) and all(settled(value, found.get(key)) for key, value in declared.items())
-    length_s = duration_s(declared)
-    return declared == found or (length_s is not None and length_s == duration_s(found))
+    if isinstance(declared, str) and isinstance(found, str):
+        with suppress(ValueError):
+            return duration_s(declared) == duration_s(found)
+    return declared == found
 
 
 def told(declared: Mapping[str, Any], found: Mapping[str, Any], whose: str) -> list[str]:

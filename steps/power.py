@@ -13,9 +13,10 @@ from pytest_bdd import then, when
 
 from certificate.verdict import NotExercised
 from chaos.permission import refusal
-from chaos.timers import Budget, duration_s, grace_s
+from chaos.timers import Budget, grace_s
 from environments.model import Machine, Role
 from provisioning.cluster import UNAVAILABLE, Cluster
+from provisioning.duration import duration_s
 from provisioning.hypervisor import STOP_TIMEOUT_S, Hypervisor
 from provisioning.machines import BOOT_TIMEOUT_S, in_parallel
 from provisioning.poll import DeadlineExceeded, NotYet, poll

@@ -18,6 +18,7 @@ from chaos import timers
 from chaos.drills import DRILLS
 from environments.load import find, load
 from environments.model import AddressRange
+from provisioning.duration import duration_s
 from provisioning.hypervisor import Vm
 from provisioning.poll import DeadlineExceeded
 from steps import arp, cluster, guests, machines, nodes, pods, power, services, site
@@ -397,7 +398,7 @@ def test_the_budget_of_a_return_is_computed_from_timers() -> None:
     assert budget.total_s == 60 + 70 + 40 + 20 + 10
     assert "node grace period 40 s" in str(budget)
     with pytest.raises(ValueError, match="not a duration"):
-        timers.duration_s("soon")
+        duration_s("soon")
 
 
 def test_a_node_that_only_was_ready_is_not_back() -> None:

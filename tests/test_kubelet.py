@@ -8,8 +8,9 @@ import yaml
 
 from environments.load import find, load
 from environments.model import Environment, Machine
+from provisioning.duration import duration_s
 from provisioning.kubeadm import Progress
-from provisioning.kubelet import CONFIG, KEY, LOOK, TAKE_OVER, KubeletsConfigured, duration_s, settled
+from provisioning.kubelet import CONFIG, KEY, LOOK, TAKE_OVER, KubeletsConfigured, settled
 
 OLD = {
     "cgroupDriver": "systemd",
@@ -90,21 +91,15 @@ def test_before_there_is_a_cluster_nothing_is_asked(environment: Environment) ->
     assert KubeletsConfigured(mock.Mock(environment=environment), mock.Mock(), lambda: False).pending() == []
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("1m0s", 60),
-        ("60s", 60),
-        ("1h1.5s", 3601.5),
-        ("20ms", 0.02),
-        ("1m x", None),
-        ("", None),
-        ("systemd", None),
-        (60, None),
-    ],
-)
-def test_durations_are_read_as_go_writes_them(text: object, seconds: float | None) -> None:
-    assert duration_s(text) == (None if seconds is None else pytest.approx(seconds))
+@pytest.mark.parametrize(("text", "seconds"), [("1m0s", 60), ("60s", 60), ("1h1.5s", 3601.5), ("20ms", 0.02)])
+def test_durations_are_read_as_go_writes_them(text: str, seconds: float) -> None:
+    assert duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["1m x", "", "systemd"])
+def test_what_is_no_duration_is_not_read_as_one(text: str) -> None:
+    with pytest.raises(ValueError, match="not a duration"):
+        duration_s(text)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +112,7 @@ def test_durations_are_read_as_go_writes_them(text: object, seconds: float | Non
         ({"a": 1}, None, False),
         ([1, 2], [2, 1], False),
         ("text", 5, False),
+        (60, "1m0s", False),
     ],
 )
 def test_only_what_was_declared_has_to_be_so(declared: object, found: object, so: bool) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from pyinfra.api import FactBase
 
+from provisioning.unit import started_before
+
 FSTAB_SWAP = r"^[^#]+[[:space:]]swap[[:space:]]"
 
 
@@ -140,17 +142,13 @@ class KernelServesNfs(FactBase[bool]):
 
 
 class StartedBefore(FactBase[bool]):
-    """Whether a unit runs that was started before a file was last written: it knows an older one.
-
-    To the microsecond, and by the machine's own clock on both sides.
-    """
+    """Whether a unit runs that was started before a file was last written: it knows an older one."""
 
     default = bool
 
     def command(self, unit: str, path: str) -> str:
         """The file, where it is newer; nothing for a unit that does not run."""
-        started = f"systemctl show --timestamp=us+utc --property=ExecMainStartTimestamp --value {unit}"
-        return f'! systemctl is-active --quiet {unit} || find {path} -newermt "$({started})" 2>/dev/null || true'
+        return started_before(unit, path)
 
     def process(self, output: Iterable[str]) -> bool:
         """True when it is."""
